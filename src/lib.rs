@@ -79,7 +79,7 @@
 //! | `telemetry`, [`supervise`], [`log_throttle`] | logs and metrics, tasks, repeated log messages |
 //! | [`schema`] | JSON Schemas and the AsyncAPI document, made from the types. Pure |
 //! | [`servers`] | the engine of one server, put together |
-//! | [`manager`] | the library face |
+//! | [`manager`] | the library API |
 //! | `app`, `cli`, `demo` | the program: composition, command line, demonstration |
 //! | [`testing`] | the conformance suite for clients |
 //!

@@ -298,15 +298,15 @@ x.toml:8: servers.Home: `Home` is not a valid name; use a-z, 0-9, _ and -, at mo
 x.toml:11: servers.a.url: unknown scheme `ftp`; write `unix:///path/to/rpc.sock`, `scgi://host:5000` or `http://host/RPC2`
 x.toml:12: servers.a.pasword: is an unknown key; did you mean `password`? known here: ca_file, client, extra, hooks, hooks_address, interval, password, password_file, roots, rpc, sweep, timeout, url, username
 x.toml:13: servers.a.interval: `100ms` is too short; write 250ms to 1h with a unit, as in "1s" or "500ms"
-x.toml:14: servers.a.timeout: is a number, not a text; write timeout = "…", in quotes
-x.toml:16: servers.a.hooks_address: `bridge` is no address with a port; write `host:8788`, `10.0.0.5:8788` or `[fd00::5]:8788`
+x.toml:14: servers.a.timeout: is a number without a unit; write it with a unit, in quotes: timeout = "5s"
+x.toml:16: servers.a.hooks_address: `bridge` is not an address with a port; write `host:8788`, `10.0.0.5:8788` or `[fd00::5]:8788`
 x.toml:17: servers.a.roots: `downloads` is not an absolute path; write directories that begin with `/`, without `..`
 x.toml:17: servers.a.roots: `/a/../b` is not an absolute path; write directories that begin with `/`, without `..`
 x.toml:18: servers.a.extra: `execute=`: `execute` is not among the values that can be read (like `d.throttle_name=`, `d.ratio=`, `d.custom2=` or `d.custom=my-tag`); commands and expensive ones are left out on purpose
 x.toml:19: servers.b.command: is missing; write command = ["./my-client", "an argument"]
 x.toml:21: brokers.home.key_file: is missing; cert_file needs the key of the certificate: write both or none
 x.toml:23: brokers.home.url: the URL contains a user name, password or token; move them to `username` and `password_file`
-x.toml:24: brokers.home.password: is a number, not a text; write password = "…", in quotes
+x.toml:24: brokers.home.password: is a number, not a string; write password = "…", in quotes
 x.toml:25: brokers.home.version: `4` is an unknown value; write "auto" or "5" or "3.1.1"
 x.toml:26: brokers.home.prefix: the prefix contains a wildcard of MQTT (`+` or `#`); use other characters
 x.toml:27: brokers.home.servers: `c*` is an unknown server; known: *, a, b
@@ -322,7 +322,7 @@ x.toml:38: brokers.bus.replicas: is not a whole number in its range; write a who
 x.toml:39: brokers.bus.retain: is not a key of kind = "nats"; remove it, or write kind = "mqtt"
 x.toml:41: webhooks.x.url: the URL contains a user name or password; move them to `username` and `password_file`
 x.toml:42: webhooks.x.format: `xml` is an unknown value; write "standard" or "dtorrent" or "ntfy" or "discord" or "slack" or "apprise"
-x.toml:43: webhooks.x.secret: is no secret of a webhook; write whsec_ and 24 to 64 random bytes in base64 (`echo whsec_$(openssl rand -base64 32)`), several with a blank between
+x.toml:43: webhooks.x.secret: is not a webhook secret; write whsec_ and 24 to 64 random bytes in base64 (`echo whsec_$(openssl rand -base64 32)`), separate several with a space
 x.toml:44: webhooks.x.servers: `z` is an unknown server; known: *, a, b
 x.toml:44: webhooks.x.servers: leaves no server; name at least one, or leave the key out for all
 x.toml:45: webhooks.x.causes: `because` is an unknown cause; known: *, observed, command, recovered, snapshot
@@ -333,12 +333,68 @@ x.toml:48: webhooks.x.keep_trying: `40days` is too long; write 1s to 30days with
 x.toml:50: webhooks.x.token: and `username` are two ways to log in; keep one of them
 x.toml:51: webhooks.x.colour: is an unknown key; known here: ca_file, causes, content_type, events, format, header_files, headers, keep_trying, password, password_file, secret, secret_file, servers, template, template_file, timeout, token, token_file, torrents, url, url_file, username
 x.toml:52: webhooks.y.url: is missing; write url = "http://localhost:8080/hook", or url_file = "/run/secrets/url"
-x.toml:53: webhooks.y.template: fails with an event of a torrent: what it makes is no JSON: expected `,` or `}` at line 1 column 12; in JSON write {{ value }} without quotes around it; see docs/webhooks.md
+x.toml:53: webhooks.y.template: fails with an event of a torrent: its output is not valid JSON: expected `,` or `}` at line 1 column 12; in JSON write {{ value }} without quotes around it; see docs/webhooks.md
 "#;
     let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
     let expected = expected.trim().replace("KINDS", &kinds.join(", "));
     assert_eq!(errors, expected);
     assert!(!errors.contains("sesame") && !errors.contains("12345"));
+}
+
+#[test]
+fn a_table_with_a_wrong_kind_has_its_other_errors_reported_too() {
+    for (table, kind, expected) in [
+        (
+            "brokers.b",
+            "kind = 'mqqt'\nurl = 'mqtt://h'\nretain = 'some'",
+            "did you mean \"mqtt\"? write \"mqtt\" or \"nats\"",
+        ),
+        (
+            "brokers.b",
+            "kind = 'nat'\nurl = 'nats://h'\nreplicas = 9",
+            "did you mean \"nats\"? write \"mqtt\" or \"nats\"",
+        ),
+        ("brokers.b", "url = 'nats://h'\nevents = ['x']", "brokers.b.kind: is missing; write kind = \"mqtt\""),
+        (
+            "brokers.b",
+            "kind = 5\nurl = 'tls://h'\njetstream = true\nreplicas = 9",
+            "brokers.b.kind: is a number, not a string",
+        ),
+        ("servers.b", "client = 'rtorent'\nurl = 'unix:///x'\ninterval = '1ms'", "did you mean \"rtorrent\"?"),
+        ("servers.b", "client = 'exe'\ncommand = ['x']\nurl = 'x'", "did you mean \"exec\"?"),
+    ] {
+        let toml = format!("[servers.a]\nurl = 'unix:///x'\n[{table}]\n{kind}\n");
+        let errors = parse(&toml).unwrap_err().0;
+        let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(errors.len(), 2, "{kind}: {texts:#?}");
+        assert!(texts.iter().any(|text| text.contains(expected)), "{kind}: {texts:#?}");
+    }
+}
+
+#[test]
+fn a_duration_or_rate_without_a_unit_is_answered_with_one() {
+    for (line, expected) in [
+        ("interval = 5", "interval: is a number without a unit; write it with a unit, in quotes: interval = \"5s\""),
+        ("interval = \"5\"", "interval: `5` is not a duration; write 250ms to 1h with a unit, as in \"5s\""),
+        ("sweep = 1.5", "in quotes: sweep = \"5s\""),
+        ("timeout = 30", "in quotes: timeout = \"30s\""),
+    ] {
+        let errors = parse(&format!("[servers.a]\nurl = 'unix:///x'\n{line}\n")).unwrap_err().to_string();
+        assert!(errors.contains(expected), "{line}: {errors}");
+    }
+    for (table, line, expected) in [
+        ("brokers.b.home_assistant", "normal_download = 500", "in quotes: normal_download = \"500kB\""),
+        ("webhooks.b", "timeout = 10", "in quotes: timeout = \"10s\""),
+        ("webhooks.b", "keep_trying = 86400", "in quotes: keep_trying = \"86400s\""),
+    ] {
+        let sinks = "[brokers.b]\nkind = 'mqtt'\nurl = 'mqtt://h'\n[webhooks.b]\nurl = 'http://h'\n";
+        let toml = match table {
+            "webhooks.b" => format!("[servers.a]\nurl = 'unix:///x'\n{sinks}{line}\n"),
+            _ => format!("[servers.a]\nurl = 'unix:///x'\n{sinks}[{table}]\n{line}\n"),
+        };
+        let errors = parse(&toml).unwrap_err().to_string();
+        assert!(errors.contains(expected), "{line}: {errors}");
+    }
 }
 
 #[test]
@@ -352,7 +408,7 @@ fn hooks_need_an_http_address_that_the_client_can_reach() {
         ("hooks_listen = '0.0.0.0:8788'", "", "servers.x.hooks_address: is missing"),
         ("hooks_listen = '[::]:8788'", "", "servers.x.hooks_address: is missing"),
         ("", "hooks_address = 'bridge:8788'", "servers.x.hooks_address: needs a fixed port"),
-        ("", "hooks_address = 'bridge/x:1'", "servers.x.hooks_address: `bridge/x:1` is no address with a port"),
+        ("", "hooks_address = 'bridge/x:1'", "servers.x.hooks_address: `bridge/x:1` is not an address with a port"),
     ] {
         let toml = format!("[http]\n{http}\n{lines}{address}");
         match parse(&toml) {
@@ -369,15 +425,15 @@ fn hooks_need_an_http_address_that_the_client_can_reach() {
 fn a_value_of_a_wrong_type_is_reported_with_both_types() {
     for (toml, expected) in [
         ("servers = 1", "servers: is a number, not a table; write [servers] and its keys below"),
-        ("servers.home = \"x\"", "servers.home: is a text, not a table; write [servers.home] and its keys below"),
+        ("servers.home = \"x\"", "servers.home: is a string, not a table; write [servers.home] and its keys below"),
         ("log = []", "log: is a list, not a table; write [log] and its keys below"),
-        ("data_dir = 2026-11-22", "data_dir: is a date, not a text; write data_dir = \"…\", in quotes"),
-        ("data_dir = 99999999999999999999", "data_dir: is a number, not a text; write data_dir = \"…\", in quotes"),
-        ("servers.home.roots = \"/x\"", "roots: is a text, not a list; write roots = [\"…\", \"…\"]"),
-        ("servers.home.roots = [1]", "roots: contains something other than text; write roots = [\"…\", \"…\"]"),
-        ("servers.home.hooks = \"no\"", "hooks: is a text, not true or false; write hooks = true or hooks = false"),
+        ("data_dir = 2026-11-22", "data_dir: is a date, not a string; write data_dir = \"…\", in quotes"),
+        ("data_dir = 99999999999999999999", "data_dir: is a number, not a string; write data_dir = \"…\", in quotes"),
+        ("servers.home.roots = \"/x\"", "roots: is a string, not a list; write roots = [\"…\", \"…\"]"),
+        ("servers.home.roots = [1]", "roots: contains something other than strings; write roots = [\"…\", \"…\"]"),
+        ("servers.home.hooks = \"no\"", "hooks: is a string, not a boolean; write hooks = true or hooks = false"),
         ("servers.home.extra = 1", "extra: is a number, not a table"),
-        ("servers.home.extra.x = 1", "extra.x: is a number, not a text"),
+        ("servers.home.extra.x = 1", "extra.x: is a number, not a string"),
     ] {
         let errors = parse(toml).unwrap_err().to_string();
         assert!(errors.contains(expected), "{toml}: {errors}");
@@ -504,7 +560,7 @@ fn a_fault_from_the_environment_names_the_variable() {
         (
             "DTORRENT_SERVERS__HOME",
             "x",
-            "HOME: servers.home: is a text, not a table; write [servers.home] and its keys",
+            "HOME: servers.home: is a string, not a table; write [servers.home] and its keys",
         ),
         ("DTORRENT_COLOUR", "x", "COLOUR: colour: is an unknown key; known here:"),
         ("DTORRENT_LOG__", "x", "LOG__: names no key; write"),

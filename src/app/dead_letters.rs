@@ -250,7 +250,8 @@ impl ReplayTarget {
     }
 
     async fn send(&mut self, sink: &SinkName, dead_letter: &DeadLetter) -> Result<(), DeliverError> {
-        let entry = journal_entry(dead_letter).map_err(|error| rejected(format!("the body is no event: {error}")))?;
+        let entry =
+            journal_entry(dead_letter).map_err(|error| rejected(format!("the body is not an event: {error}")))?;
         let (broker, connected) = match self {
             Self::Webhook(endpoint) => return endpoint.deliver(sink, &entry).await,
             Self::Broker(broker, connected) => (broker, connected),

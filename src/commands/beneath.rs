@@ -161,7 +161,7 @@ impl Folder {
         let path = self.path_of(name)?;
         match openat(&self.descriptor, name, folder_flags(), Mode::empty()) {
             Ok(descriptor) => Ok(Self { descriptor, path }),
-            // Of a link the kernel says that it is no folder.
+            // Of a link the kernel says that it is not a folder.
             Err(Errno::NOTDIR | Errno::LOOP) if self.is_link(name) => Err(PlaceError::Link(path)),
             Err(error) => Err(io_error(&path)(error)),
         }
@@ -410,7 +410,7 @@ fn folder_flags() -> OFlags {
 }
 
 fn not_plain(path: &Path) -> PlaceError {
-    failed(path, io::Error::other("it is no plain file"))
+    failed(path, io::Error::other("it is not a regular file"))
 }
 
 fn failed(path: &Path, reason: io::Error) -> PlaceError {

@@ -130,7 +130,7 @@ fn check_size(path: &Path, found: Option<Found>, file: &TorrentFile) -> Result<F
     match found {
         Some(found) if found.kind == Kind::Link => Err(refused(PlaceError::Link(path.to_owned()))),
         Some(found) if found.kind == Kind::File && found.bytes == file.length => Ok(found),
-        Some(_) => Err(precondition(format!("data_file: {} is no file of {} bytes", path.display(), file.length))),
+        Some(_) => Err(precondition(format!("data_file: {} is not a file of {} bytes", path.display(), file.length))),
         None => Err(precondition(format!("data_file: {} is not there", path.display()))),
     }
 }
@@ -416,7 +416,7 @@ mod tests {
         let error = check_now(&torrent, &root.join("t"), &root).unwrap_err();
         assert!(error.contains("t/3 ") && error.contains("piece 4 differs"), "{error}");
         std::fs::write(root.join("t/3"), &changed[1..]).unwrap();
-        assert!(check_now(&torrent, &root.join("t"), &root).unwrap_err().contains("no file of 70000 bytes"));
+        assert!(check_now(&torrent, &root.join("t"), &root).unwrap_err().contains("not a file of 70000 bytes"));
         std::fs::remove_file(root.join("t/3")).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", root.join("t/3")).unwrap();
         assert!(check_now(&torrent, &root.join("t"), &root).unwrap_err().contains("t/3 is a symbolic link"));

@@ -60,7 +60,7 @@ impl FilePlan {
     /// Finds the files of a torrent.
     ///
     /// # Errors
-    /// A path that is not below the roots or is a link, is no plain file, cannot be looked at, or is not what the client
+    /// A path that is not below the roots or is a link, is not a regular file, cannot be looked at, or is not what the client
     /// has.
     pub fn new(roots: &Roots, content: &Content) -> Result<Self, CommandError> {
         let directory = content.directory.clone();
@@ -307,7 +307,7 @@ fn inside(path: &Path) -> Result<&Path, CommandError> {
     let is_inside = path.file_name().is_some()
         && path.components().all(|part| matches!(part, Component::Normal(_)))
         && !path.as_os_str().as_bytes().contains(&0);
-    if is_inside { Ok(path) } else { Err(precondition(format!("{path:?} is no path to be sure of"))) }
+    if is_inside { Ok(path) } else { Err(precondition(format!("{path:?} is not a path that can be trusted"))) }
 }
 
 /// Looks at one file in its folder.
@@ -319,7 +319,7 @@ fn find(folder: &Folder, name: &OsStr, file: &ContentFile) -> Result<Option<Foun
         Kind::Link => Err(PlaceError::Link(path).into()),
         Kind::Folder => refuse("is a folder"),
         // A pipe or a device is no content of a torrent, and reading one may never end.
-        Kind::Special => refuse("is no plain file"),
+        Kind::Special => refuse("is not a regular file"),
         Kind::File if found.identity.device != folder.itself()?.identity.device => refuse("is mounted there"),
         Kind::File if file.is_complete && found.bytes != file.length => refuse(&format!(
             "has {} bytes and not {}, as the file that the client has there: it is another one (another mount?)",

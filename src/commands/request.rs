@@ -90,6 +90,9 @@ impl Envelope {
         let mut check = || {
             envelope.id = id(&object, body)?;
             envelope.reply_to = text(&object, "reply_to")?.map(str::to_owned);
+            if let Some(Value::Number(number)) = object.get("ttl") {
+                return Err(bad_request(format!("ttl: {number} has no unit; write \"{number}s\" or \"5m\"")));
+            }
             if let Some(ttl) = text(&object, "ttl")? {
                 let ttl: Duration = humantime::parse_duration(ttl).map_err(|error| {
                     bad_request(format!("ttl: {error}; a duration like \"300s\" or \"5m\" is right"))
@@ -138,7 +141,7 @@ fn object(body: &[u8]) -> Result<Option<Map<String, Value>>, CommandError> {
     match serde_json::from_slice(body) {
         Ok(Value::Object(object)) => Ok(Some(object)),
         Ok(_) => Err(bad_request("the body is not a JSON object; an object like {\"id\": \"1\"} or nothing is right")),
-        Err(error) => Err(bad_request(format!("the body is no JSON: {error}"))),
+        Err(error) => Err(bad_request(format!("the body is not valid JSON: {error}"))),
     }
 }
 
@@ -147,7 +150,7 @@ fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>
     match object.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(_) => Err(bad_request(format!("{key} is not a text"))),
+        Some(_) => Err(bad_request(format!("{key} is not a string"))),
     }
 }
 
@@ -316,7 +319,7 @@ mod tests {
     fn invalid_bodies_are_refused_with_what_is_wrong() {
         for (verb, on_torrent, body, expected) in [
             ("pause", false, "", "needs \"hashes\" or \"filter\""),
-            ("pause", true, "pause!", "no JSON"),
+            ("pause", true, "pause!", "not valid JSON"),
             ("pause", true, "[]", "not a JSON object"),
             ("pause", true, r#"{"wait": 1}"#, "unknown field `wait`"),
             ("pause", true, r#"{"filter": {}}"#, "the topic names the torrent"),
@@ -352,7 +355,7 @@ mod tests {
             ("add", true, r#"{"magnet": "magnet:?x"}"#, "to a server"),
             ("add", false, r#"{"magnet": "http://x"}"#, "magnet: "),
             ("add", false, r#"{"url": "file:///etc/passwd"}"#, "url: "),
-            ("add", false, r#"{"torrent": "***"}"#, "no base64"),
+            ("add", false, r#"{"torrent": "***"}"#, "not valid base64"),
             ("add", false, r#"{"magnet": "magnet:?x", "url": "http://x"}"#, "exactly one"),
             ("add", false, "", "exactly one"),
             ("list", false, r#"{"page_size": 0}"#, "page_size"),
@@ -371,6 +374,7 @@ mod tests {
         }
         for (body, id, start) in [
             (r#"{"id": "7", "ttl": "soon"}"#, Some("7"), "ttl: "),
+            (r#"{"id": "7", "ttl": 300}"#, Some("7"), "ttl: 300 has no unit; write \"300s\""),
             (r#"{"reply_to": 5, "id": 7}"#, Some("7"), "reply_to "),
             (r#"{"id": {"id": "7"}}"#, None, "id "),
             (r#"{"id": ""}"#, None, "id: "),

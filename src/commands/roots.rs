@@ -45,7 +45,7 @@ impl Roots {
         let (root, rest) = self.split(path).ok_or_else(|| self.outside("directory"))?;
         match Folder::open(root).and_then(|root| root.start_of(&rest)) {
             Err(error @ PlaceError::Link(_)) => Err(error.into()),
-            // What is not there, or is no folder, is for the client to say.
+            // What is not there, or is not a folder, is for the client to say.
             Ok(_) | Err(_) => Ok(()),
         }
     }

@@ -190,11 +190,27 @@ impl<'a> Table<'a> {
         None
     }
 
+    /// Returns an example of a number and a unit for the key, if its values have one.
+    fn unit(&self, name: &str) -> Option<(i128, &'static str)> {
+        // The file of a secret has no form of its own.
+        match self.section.key(name)?.form {
+            Form::Duration(..) => Some((5, "s")),
+            Form::Rate => Some((500, "kB")),
+            _ => None,
+        }
+    }
+
     /// Reads a text.
     pub fn text(&self, name: &str) -> Option<String> {
         match self.value(name)?.as_ref() {
             Value::String(_, text) => Some(text.clone()),
-            other => self.wrong_type(name, other, "a text", &format!("write {name} = \"…\", in quotes")),
+            Value::Num(_, number) if let Some((example, unit)) = self.unit(name) => {
+                let number = number.to_i128().unwrap_or(example);
+                let right = format!("write it with a unit, in quotes: {name} = \"{number}{unit}\"");
+                self.fault(name, Fault::new("is a number without a unit", right));
+                None
+            }
+            other => self.wrong_type(name, other, "a string", &format!("write {name} = \"…\", in quotes")),
         }
     }
 
@@ -225,7 +241,10 @@ impl<'a> Table<'a> {
                 Ok(duration) => return Ok(duration),
             };
             let (min, max) = (humantime::format_duration(min), humantime::format_duration(max));
-            let right = format!("write {min} to {max} with a unit, as in \"1s\" or \"500ms\"");
+            // A number alone lacks only its unit.
+            let is_number = text.trim().parse::<u32>().is_ok();
+            let example = if is_number { format!("\"{}s\"", text.trim()) } else { "\"1s\" or \"500ms\"".to_owned() };
+            let right = format!("write {min} to {max} with a unit, as in {example}");
             Err(Fault::new(format!("`{text}` {wrong}"), right))
         })
     }
@@ -240,7 +259,7 @@ impl<'a> Table<'a> {
             }
             other => {
                 let right = format!("write {name} = true or {name} = false, without quotes");
-                self.wrong_type(name, other, "true or false", &right)
+                self.wrong_type(name, other, "a boolean", &right)
             }
         }
     }
@@ -271,10 +290,10 @@ impl<'a> Table<'a> {
         let (texts, fault) = match self.value(name)?.as_ref() {
             Value::Array(_, items) => (
                 items.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
-                Fault::new("contains something other than text", right),
+                Fault::new("contains something other than strings", right),
             ),
             Value::String(_, text) if self.is_from_outside(name) => {
-                (texts_from_outside(text), Fault::new("is not a list of texts", "separate the texts by commas"))
+                (texts_from_outside(text), Fault::new("is not a list of strings", "separate the values with commas"))
             }
             other => return self.wrong_type(name, other, "a list", &right),
         };
@@ -334,7 +353,7 @@ impl<'a> Table<'a> {
                 self.context.note(&path, Some(value), fault);
             }
             let Some(dict) = value.as_dict() else { continue };
-            // The form decides which keys are known, so a table without a valid tag is not read.
+            // The form decides which keys are known.
             match form_of(dict, forms) {
                 Ok(form) => {
                     let table = Self::new(self.context, form, forms, path, Some(value));
@@ -342,8 +361,12 @@ impl<'a> Table<'a> {
                     tables.push((free.ok(), table));
                 }
                 Err((tag, fault)) => {
-                    path.push(tag.to_owned());
-                    self.context.note(&path, dict.get(tag).or(Some(value)), fault);
+                    let tag_path: Vec<String> = path.iter().cloned().chain([tag.to_owned()]).collect();
+                    self.context.note(&tag_path, dict.get(tag).or(Some(value)), fault);
+                    // Read in the form that it seems to have, so that its other errors are reported at the same time.
+                    let form = likely_form(dict, tag, forms);
+                    let table = Self::new(self.context, form, forms, path, Some(value));
+                    tables.push((parse(free).ok(), table));
                 }
             }
         }
@@ -360,7 +383,7 @@ impl<'a> Table<'a> {
                     let mut path = self.path_of(name);
                     path.push(free.clone());
                     let right = format!("write \"{free}\" = \"…\", in quotes");
-                    self.context.note(&path, Some(value), wrong_type(value, "a text", &right));
+                    self.context.note(&path, Some(value), wrong_type(value, "a string", &right));
                 }
             }
         }
@@ -409,15 +432,32 @@ fn form_of(dict: &Dict, forms: &'static [&'static Section]) -> Result<&'static S
             (default, Fault::new("is missing", right))
         }
         Some(Value::String(_, text)) => (tags().find(|(_, (_, value))| value == text), unknown_choice(text, values())),
-        Some(other) => (None, wrong_type(other, "a text", &format!("write {} = \"…\", in quotes", key.name))),
+        Some(other) => (None, wrong_type(other, "a string", &format!("write {} = \"…\", in quotes", key.name))),
     };
     found.map(|(form, _)| form).ok_or((key.name, fault))
 }
 
+/// Returns the form that a table without a valid tag was probably meant to have: by a typing error in the tag, by the scheme of
+/// its URL, or by the keys that it has.
+fn likely_form(dict: &Dict, tag: &str, forms: &'static [&'static Section]) -> &'static Section {
+    let text = |key: &str| dict.get(key).and_then(Value::as_str).unwrap_or_default();
+    let value_of = |form: &Section| form.tag().map_or("", |(_, value)| value);
+    let values = forms.iter().map(|form| value_of(form));
+    let by_tag = nearest(text(tag), values);
+    let is_likely = |form: &&&Section| match by_tag {
+        Some(value) => value_of(form) == value,
+        None => text("url").starts_with(value_of(form)),
+    };
+    let known_keys = |form: &&&Section| form.names().iter().filter(|name| dict.contains_key(*name)).count();
+    // Of equals the first is the more common one.
+    let by_keys = || forms.iter().rev().max_by_key(known_keys);
+    forms.iter().find(is_likely).or_else(by_keys).unwrap_or(&forms[0])
+}
+
 fn wrong_type(value: &Value, wanted: &str, right: &str) -> Fault {
     let found = match value {
-        Value::String(..) | Value::Char(..) => "a text",
-        Value::Bool(..) => "true or false",
+        Value::String(..) | Value::Char(..) => "a string",
+        Value::Bool(..) => "a boolean",
         Value::Num(..) => "a number",
         Value::Empty(..) => "a date",
         Value::Dict(..) => "a table",

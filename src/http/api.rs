@@ -281,7 +281,7 @@ pub(super) async fn replay(
         }
     };
     let replayed = state.stop.run_until_cancelled(state.api.replay(&webhook, ids)).await.ok_or_else(|| {
-        bad(ErrorCode::ClientOffline, "the bridge is stopping; what was delivered is no dead letter any more")
+        bad(ErrorCode::ClientOffline, "the bridge is stopping; delivered events are no longer dead letters")
     })?;
     let body = json!({"sink": webhook, "replayed": replayed.map_err(bad_request)?});
     Ok(([(header::CONNECTION, "close")], axum::Json(body)).into_response())

@@ -288,7 +288,7 @@ pub(super) fn add(
             .ok_or_else(|| bad("url: a link that begins with http://, https:// or `magnet:?` is right"))?,
         (None, None, Some(torrent), None) => {
             let bytes = decode_base64(&torrent);
-            TorrentSource::Torrent(bytes.map_err(|error| bad(format!("torrent is no base64: {error}")))?.into())
+            TorrentSource::Torrent(bytes.map_err(|error| bad(format!("torrent is not valid base64: {error}")))?.into())
         }
         (None, None, None, Some(file)) => TorrentSource::File(file),
         _ => return Err(bad("add takes exactly one of magnet, url, torrent (base64) and file")),

@@ -171,7 +171,7 @@ fn canonical_fault(read: Value<'_>, place: Option<&Open<'_>>) -> Option<&'static
     }
     let text = read.text()?;
     if read.0.len() > 2 && read.0.starts_with(b"0") {
-        return Some("the length of a text with a leading zero");
+        return Some("a string length with a leading zero");
     }
     matches!(place, Some(Open::Key(Some(before))) if *before >= text)
         .then_some("keys that are not in order, or one twice")

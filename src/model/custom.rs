@@ -42,7 +42,7 @@ impl CustomValues {
             let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
             if !(1..=KEY_BYTES_MAX).contains(&key.len()) || !key.bytes().all(is_name) {
                 let right = format!("1 to {KEY_BYTES_MAX} letters, digits and `._-` are right");
-                return Err(InvalidCustomValues(format!("{key:?} is no key; {right}")));
+                return Err(InvalidCustomValues(format!("{key:?} is not a valid key; {right}")));
             }
             if key.starts_with(OWN_PREFIX) || TAKEN_KEYS.contains(&key.as_str()) {
                 let reason = "the bridge, ruTorrent or Flood uses it; choose another";
@@ -96,7 +96,7 @@ mod tests {
             assert!(parse(key, "$v; \"x\" 🦀").is_ok(), "{key}");
         }
         for key in ["", "a b", "a,b", "$x", "ü", "a=b", "a\n", &"k".repeat(65)] {
-            assert!(parse(key, "v").unwrap_err().contains("is no key"), "{key}");
+            assert!(parse(key, "v").unwrap_err().contains("is not a valid key"), "{key}");
         }
         for key in ["addtime", "seedingtime", "chk-state", "dtorrent_held", "dtorrent"] {
             assert!(parse(key, "v").unwrap_err().contains("is taken"), "{key}");

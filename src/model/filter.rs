@@ -148,7 +148,7 @@ impl Filter {
             tracker: tracker.map(|pattern| glob("tracker", &pattern)).transpose()?,
             private,
             ratio: ratio.parse("ratio", Value::as_f64, "a number like 1.5")?,
-            size_bytes: size.parse("size", bytes, "a number of bytes, or a text like \"700MiB\"")?,
+            size_bytes: size.parse("size", bytes, "a number of bytes, or a string such as \"700MiB\"")?,
             age_millis: age.parse("age", millis, "a duration like \"7days\" or \"12h\"")?,
         })
     }

@@ -17,7 +17,7 @@ pub struct HookAddress {
 
 /// Text that is no [`HookAddress`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{}` is no address with a port: write `host:8788`, `10.0.0.5:8788` or `[fd00::5]:8788`", .0.escape_default())]
+#[error("`{}` is not an address with a port: write `host:8788`, `10.0.0.5:8788` or `[fd00::5]:8788`", .0.escape_default())]
 pub struct InvalidHookAddress(String);
 
 impl HookAddress {

@@ -70,7 +70,7 @@ impl TrackerChanges {
             }
             for (place, url) in list.iter_mut().enumerate() {
                 *url = checked_url(url).ok_or_else(|| {
-                    let right = "an http, https or udp URL of at most 2048 ASCII signs, without blanks, is right";
+                    let right = "use an http, https or udp URL of at most 2048 ASCII characters, without spaces";
                     InvalidTrackerChanges(format!("{name}[{place}]: {right}"))
                 })?;
             }

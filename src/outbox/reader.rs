@@ -341,7 +341,7 @@ enum Found {
 }
 
 async fn find(store: &dyn Store, live: &LiveState, id: &str) -> Result<Found, StoreError> {
-    let unknown = Found::Nothing("there is no such event, so all is from now on");
+    let unknown = Found::Nothing("unknown event id; the stream starts with new events");
     let Ok(EventId::Journal { server, epoch, seq }) = id.parse() else { return Ok(unknown) };
     let Some((present, last)) = live.read(&server, |content| (content.epoch, content.last_seq)) else {
         return Ok(unknown);
@@ -356,7 +356,7 @@ async fn find(store: &dyn Store, live: &LiveState, id: &str) -> Result<Found, St
     let entry = store.read_after(&server, Seq(seq.0.saturating_sub(1)), 1).await?.into_iter().next();
     Ok(match (position, entry) {
         (Some(position), Some(entry)) if entry.seq == seq => Found::Event(position, entry),
-        _ => Found::Oldest("the event is no longer kept; this begins with the oldest that is"),
+        _ => Found::Oldest("the event is no longer stored; the stream starts with the oldest stored event"),
     })
 }
 

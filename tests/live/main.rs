@@ -49,3 +49,4 @@ mod unseen_content;
 mod unusual_torrents;
 mod verbs;
 mod webhooks;
+mod wrong_ports;

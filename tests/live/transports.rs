@@ -167,8 +167,8 @@ async fn each_wrong_address_of_an_rtorrent_is_named_with_its_remedy() {
         ("scgi:///run/rtorrent/rpc.sock".to_owned(), "`unix:///path/to/rpc.sock`"),
         ("/run/rtorrent/rpc.sock".to_owned(), "`unix:///path/to/rpc.sock`"),
         (format!("http://{host}/RPC2"), "check username and password"),
-        (format!("http://{host}/rpc"), "it is mostly `/RPC2`"),
-        (format!("http://{host}/"), "it is mostly `/RPC2`"),
+        (format!("http://{host}/rpc"), "the usual path is `/RPC2`"),
+        (format!("http://{host}/"), "the usual path is `/RPC2`"),
         (format!("https://{host}/RPC2"), &host),
         (format!("scgi://{host}"), "write `http://`"),
         (format!("http://{address}/RPC2"), "write `scgi://`"),
@@ -213,7 +213,7 @@ async fn a_web_server_that_does_not_speak_for_rtorrent_is_named_with_the_remedy(
         ("200 OK\r\nContent-Type: application/xml", page, "the answer is a web page"),
         ("200 OK", page, "the answer is a web page"),
         ("302 Found\r\nLocation: /login", "", "write the address that it leads to"),
-        ("405 Method Not Allowed", page, "mostly `/RPC2`"),
+        ("405 Method Not Allowed", page, "the usual path is `/RPC2`"),
         ("400 Bad Request", page, "write `https://`"),
     ] {
         let address = answering(head, body).await;

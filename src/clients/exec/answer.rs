@@ -61,7 +61,7 @@ pub fn reply(line: &[u8], id: u64) -> Result<Reply, String> {
         return Err(format!("an answer that takes more than {JSON_TREE_BYTES_MAX} bytes of memory"));
     }
     let Message { id: of, result, error } =
-        serde_json::from_slice(line).map_err(|error| format!("no JSON-RPC message: {error}"))?;
+        serde_json::from_slice(line).map_err(|error| format!("not a JSON-RPC message: {error}"))?;
     match (of, result, error) {
         // JSON-RPC 2.0, section 5: the id is null where the request itself was not understood.
         (None, _, Some(refusal)) => Err(format!("it did not understand: {}", refusal.message)),
@@ -115,7 +115,7 @@ struct Given {
 /// # Errors
 /// The result is no list.
 pub fn listing(server: &ServerName, result: Value) -> Result<(BTreeMap<InfoHash, Observed>, Option<String>), String> {
-    let Value::Array(rows) = result else { return Err("`list`: the result is no array of torrents".to_owned()) };
+    let Value::Array(rows) = result else { return Err("`list`: the result is not an array of torrents".to_owned()) };
     let mut torrents = BTreeMap::new();
     let mut defect = None;
     for (place, row) in rows.into_iter().enumerate() {
@@ -249,8 +249,8 @@ mod tests {
             (r#"{"id":2,"result":1,"error":{"code":1,"message":"no"}}"#, Err("either")),
             (r#"{"id":3,"result":1}"#, Err("request 3, which was not made")),
             (r#"{"id":null,"error":{"code":-32700,"message":"what?"}}"#, Err("did not understand: what?")),
-            ("hello", Err("no JSON-RPC message")),
-            ("", Err("no JSON-RPC message")),
+            ("hello", Err("not a JSON-RPC message")),
+            ("", Err("not a JSON-RPC message")),
         ] {
             match (reply(line.as_bytes(), 2), expected) {
                 (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{line}"),

@@ -129,7 +129,7 @@ impl Child {
                     Ok(Some(line)) => match answer::reply(&line, *last_id).map_err(Failure::Invalid)? {
                         Reply::Result(value) if is_written => return Ok(value),
                         // What is written before the whole request was read is an answer to something else.
-                        Reply::Result(_) => return Err(Failure::Invalid("it answered before it was asked".to_owned())),
+                        Reply::Result(_) => return Err(Failure::Invalid("it answered before any request".to_owned())),
                         Reply::Refusal { code, message } => return Err(Failure::Refused { code, message }),
                         Reply::Other => {}
                     },

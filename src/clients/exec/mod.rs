@@ -394,11 +394,11 @@ mod tests {
     #[tokio::test]
     async fn an_invalid_answer_is_a_protocol_error_and_ends_the_program() {
         for (script, reason) in [
-            ("read l; echo hello", "no JSON-RPC message"),
+            ("read l; echo hello", "not a JSON-RPC message"),
             (r#"read l; echo '{"id":99,"result":1}'"#, "was not made"),
             (r#"read l; echo '{"id":1,"result":{"protocol":9}}'"#, "protocol 9"),
             ("read l; head -c 17000000 /dev/zero; sleep 1000", "a line of more than"),
-            (r#"read l; echo '{"id":1,"result":null}'; read l; echo '{"id":2,"result":{}}'"#, "no array"),
+            (r#"read l; echo '{"id":1,"result":null}'; read l; echo '{"id":2,"result":{}}'"#, "not an array"),
         ] {
             let client = shell(script);
             let error = client.list(Scope::Full).await.unwrap_err();

@@ -255,10 +255,10 @@ impl Transport {
             }
             300..=399 => "redirects are not followed: write the address that it leads to".to_owned(),
             400 => "the web server does not take the request: if it speaks TLS, write `https://`".to_owned(),
-            404 | 405 | 410 => "no RPC interface is at this path: it is mostly `/RPC2`".to_owned(),
+            404 | 405 | 410 => "there is no RPC interface at this path; the usual path is `/RPC2`".to_owned(),
             413 => format!("the web server refuses {sent_bytes} bytes: raise its client_max_body_size"),
             502 => "the web server got nothing from rTorrent: is it running, and is scgi_pass right?".to_owned(),
-            504 => "rTorrent was too slow for the web server (scgi_read_timeout); what was asked may still be done"
+            504 => "rTorrent was too slow for the web server (scgi_read_timeout); the request may still be carried out"
                 .to_owned(),
             _ => "this is not an answer of rTorrent's".to_owned(),
         };

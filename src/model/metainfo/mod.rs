@@ -170,7 +170,7 @@ fn check_trackers(root: Value<'_>) -> Result<(), InvalidMetainfo> {
         };
     }
     match lookup(root, "announce")? {
-        Some(announce) if announce.text().is_none() => Err(wrong("announce", "is not a text")),
+        Some(announce) if announce.text().is_none() => Err(wrong("announce", "is not a string")),
         _ => Ok(()),
     }
 }

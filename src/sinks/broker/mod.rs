@@ -8,6 +8,7 @@
 pub mod address;
 pub mod cloud_event;
 pub mod on_demand;
+pub mod other_service;
 pub mod prefix;
 pub mod url;
 

@@ -8,13 +8,14 @@ use rustls::ClientConfig;
 use tracing::info;
 
 use crate::model::Retain;
+use crate::sinks::broker::other_service::OtherService;
 use crate::tls::{self, TlsError};
 
 use super::namesake::NamesakeSuspicion;
 use super::publisher::REQUESTS_MAX;
-use super::settings::{Settings, Version};
+use super::settings::{Settings, Transport, Version};
 use super::topics::Topics;
-use super::wire::{self, Client, ConnectOptions, ConnectionError, ErrorKind, EventLoop, Protocol};
+use super::wire::{self, CLOSED, Client, ConnectOptions, ConnectionError, ErrorKind, EventLoop, Protocol};
 use crate::sinks::home_assistant::Presence;
 use crate::sinks::home_assistant::names::Names;
 
@@ -101,13 +102,43 @@ impl Broker {
             }
             Ok(connected)
         };
-        attempt
-            .await
-            .map_err(|error| ConnectionError { reason: format!("{}: {}", self.settings.url, error.reason), ..error })
+        let error = match attempt.await {
+            Ok(connected) => return Ok(connected),
+            Err(error) => error,
+        };
+        let reason = self.other_service(error.kind).await.unwrap_or(error.reason);
+        Err(ConnectionError { reason: format!("{}: {reason}", self.settings.url), ..error })
+    }
+
+    /// Returns what answers at the port in place of a broker, after an attempt that ended in this way, and what to correct.
+    async fn other_service(&self, error: ErrorKind) -> Option<String> {
+        let is_unexplained = matches!(error, ErrorKind::Closed | ErrorKind::Unreadable | ErrorKind::Silent);
+        if error == ErrorKind::Closed && self.settings.url.transport == Transport::Tls {
+            let advice =
+                "check that host and port in `url` are those of a broker with TLS, or write mqtt:// without it";
+            return Some(format!("{CLOSED}: {advice}"));
+        }
+        // Otherwise the errors of TLS and WebSocket say what is wrong.
+        if !is_unexplained || self.settings.url.transport != Transport::Tcp {
+            return None;
+        }
+        let found = OtherService::at(&self.settings.url.endpoint).await?;
+        let remedy = match found {
+            OtherService::Http => "correct the port in `url`, or write ws:// for MQTT over WebSocket",
+            OtherService::Nats => "write kind = \"nats\" and nats://, or correct the port in `url`",
+            OtherService::Tls => "write mqtts:// in `url`",
+            OtherService::Ssh | OtherService::Mail => "correct the port in `url`",
+            OtherService::Closes => {
+                let advice =
+                    "check that host and port in `url` are those of a broker, and write mqtts:// if the port needs TLS";
+                return Some(format!("{CLOSED}: {advice} (rTorrent's SCGI port closes connections in the same way)"));
+            }
+        };
+        Some(format!("{}: {remedy}", found.description()?))
     }
 }
 
 async fn within_timeout<T>(attempt: impl Future<Output = Result<T, ConnectionError>>) -> Result<T, ConnectionError> {
-    let timed_out = |_| ConnectionError::other(format!("no connection within {CONNECT_TIMEOUT:?}"));
+    let timed_out = |_| ConnectionError::new(ErrorKind::Silent, format!("no connection within {CONNECT_TIMEOUT:?}"));
     tokio::time::timeout(CONNECT_TIMEOUT, attempt).await.map_err(timed_out)?
 }

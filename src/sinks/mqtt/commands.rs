@@ -156,7 +156,7 @@ fn incoming(broker: &Broker, received: Received, session: &Session) -> Option<In
     let Some((address, body)) = command.filter(|(address, _)| address.server.as_ref().is_none_or(is_served)) else {
         // The session still has a subscription of an earlier configuration. Not acknowledged, the message would come again on
         // every connection, and use up the Receive Maximum.
-        debug!(sink = %settings.name, "message that is no command for this bridge");
+        debug!(sink = %settings.name, "message is not a command for this bridge");
         session.acks.add(ack_token);
         return None;
     };

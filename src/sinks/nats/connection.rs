@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_nats::{Client, ClientError, ConnectErrorKind, ConnectOptions, Event, Request, ServerAddr, ServerError};
 use bytes::Bytes;
+use futures_util::future::OptionFuture;
 use rustls::ClientConfig;
 use tokio::sync::mpsc;
 
@@ -18,6 +19,8 @@ use super::reply::{Denied, parse_violation};
 use super::settings::{Login, ServerUrl, Settings};
 use crate::model::error_chain;
 use crate::port::DeliverError;
+use crate::sinks::broker::other_service::OtherService;
+use crate::sinks::broker::url::Endpoint;
 
 /// Maximum time for connecting to one server, after which the next one is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -130,8 +133,10 @@ impl Connection {
         let connected = async_nats::connect_with_options(&servers[..], options).await;
         // From now on the crate gets no login any more. It has no switch against reconnecting, and would resend on its own.
         was_connected.store(true, Ordering::Relaxed);
-        let client = connected.map_err(|error| connect_failed(urls, &error))?;
-        Ok(Self { client, events, last_error: None })
+        match connected {
+            Ok(client) => Ok(Self { client, events, last_error: None }),
+            Err(error) => Err(connect_failed(urls, &error).await),
+        }
     }
 
     /// Waits for the next event; an error is the end of the connection. Cancel-safe.
@@ -218,18 +223,37 @@ fn explain(error: &ServerError) -> String {
     }
 }
 
-fn connect_failed(urls: &[ServerUrl], error: &async_nats::ConnectError) -> ConnectionError {
-    let urls: Vec<String> = urls.iter().map(ToString::to_string).collect();
-    let urls = urls.join(", ");
-    match error.kind() {
+async fn connect_failed(urls: &[ServerUrl], error: &async_nats::ConnectError) -> ConnectionError {
+    let texts: Vec<String> = urls.iter().map(ToString::to_string).collect();
+    let reason = match error.kind() {
         ConnectErrorKind::AuthorizationViolation => {
-            ConnectionError::refused(format!("{urls}: {}", explain(&ServerError::AuthorizationViolation)))
+            let reason = explain(&ServerError::AuthorizationViolation);
+            return ConnectionError::refused(format!("{}: {reason}", texts.join(", ")));
         }
-        ConnectErrorKind::TimedOut => {
-            ConnectionError::other(format!("{urls}: no connection within {CONNECT_TIMEOUT:?}"))
-        }
-        _ => ConnectionError::other(format!("{urls}: {}", error_chain(error))),
-    }
+        ConnectErrorKind::TimedOut => format!("no connection within {CONNECT_TIMEOUT:?}"),
+        _ => error_chain(error),
+    };
+    // The error is that of the last server alone.
+    let last = urls.last().filter(|url| !url.needs_tls).map(|url| other_service(&url.endpoint));
+    let found = OptionFuture::from(last).await.flatten();
+    ConnectionError::other(format!("{}: {}", texts.join(", "), found.unwrap_or(reason)))
+}
+
+/// Returns what answers at the port in place of a NATS server, and what to correct.
+async fn other_service(endpoint: &Endpoint) -> Option<String> {
+    let found = OtherService::at(endpoint).await?;
+    let description = match found {
+        // A NATS server greets at once, so it was no NATS server that closed the connection, or it has no room.
+        OtherService::Closes => "the connection is closed without the greeting of a NATS server",
+        OtherService::Nats => return None,
+        _ => found.description()?,
+    };
+    let remedy = match found {
+        OtherService::Tls => "write tls:// in `url`, or correct its port",
+        OtherService::Closes => "check host and port in `url` (an MQTT broker needs kind = \"mqtt\")",
+        _ => "correct the port in `url`",
+    };
+    Some(format!("{description}: {remedy}"))
 }
 
 #[cfg(test)]

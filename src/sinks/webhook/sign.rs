@@ -23,7 +23,7 @@ pub struct Secrets(Vec<SecretSlice<u8>>);
 
 fn refused(wrong: &str) -> InvalidText {
     let right = "write whsec_ and 24 to 64 random bytes in base64 (`echo whsec_$(openssl rand -base64 32)`)";
-    invalid(format!("{wrong}; {right}, several with a blank between"))
+    invalid(format!("{wrong}; {right}, separate several with a space"))
 }
 
 impl Secrets {
@@ -55,8 +55,8 @@ impl Secrets {
 }
 
 fn parse_one(text: &str) -> Result<SecretSlice<u8>, InvalidText> {
-    let encoded = text.strip_prefix(PREFIX).ok_or_else(|| refused("is no secret of a webhook"))?;
-    let key = BASE64.decode(encoded).map_err(|_| refused("is no base64 after whsec_"))?;
+    let encoded = text.strip_prefix(PREFIX).ok_or_else(|| refused("is not a webhook secret"))?;
+    let key = BASE64.decode(encoded).map_err(|_| refused("is not valid base64 after whsec_"))?;
     // Shorter keys can be guessed; a longer one is a file by mistake.
     if !KEY_BYTES.contains(&key.len()) {
         return Err(refused("has too few or too many bytes"));

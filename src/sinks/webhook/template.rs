@@ -63,7 +63,7 @@ impl Template {
         environment.set_fuel(Some(STEPS_MAX));
         environment.set_recursion_limit(DEPTH_MAX);
         environment.add_template_owned(NAME, source.to_owned()).map_err(|error| {
-            refuse(format!("is no template: {error:#}"), "correct it; docs/webhooks.md has examples")
+            refuse(format!("is not a valid template: {error:#}"), "correct it; docs/webhooks.md has examples")
         })?;
         let template = Self { environment: Arc::new(environment), content_type: content_type.to_owned(), is_json };
         // Tried at once, so that a mistake is an error of the config and not a dead letter for each event.
@@ -95,7 +95,7 @@ impl Template {
         // A receiver's answer to broken JSON would cost the event; the fault is the template's.
         if self.is_json {
             serde_json::from_slice::<serde::de::IgnoredAny>(&body.bytes)
-                .map_err(|error| format!("what it makes is no JSON: {error}"))?;
+                .map_err(|error| format!("its output is not valid JSON: {error}"))?;
         }
         Ok(body.bytes)
     }
@@ -199,9 +199,9 @@ mod tests {
     #[test]
     fn a_template_that_cannot_work_is_refused_when_it_is_parsed() {
         for (source, content_type, expected) in [
-            ("{{", "text/plain", "is no template: syntax error"),
-            ("{\"t\": \"{{ title }}\"}", "application/json", "what it makes is no JSON"),
-            ("{{ title }} and more", "application/problem+json", "what it makes is no JSON"),
+            ("{{", "text/plain", "is not a valid template: syntax error"),
+            ("{\"t\": \"{{ title }}\"}", "application/json", "its output is not valid JSON"),
+            ("{{ title }} and more", "application/problem+json", "its output is not valid JSON"),
             ("{% include \"/etc/passwd\" %}", "text/plain", "unknown statement include"),
             (
                 "{% for a in range(1000) %}{% for b in range(1000) %}{% endfor %}{% endfor %}",

@@ -197,7 +197,7 @@ fn magnet_call(link: &str, add: &Add, now: Option<i64>) -> Result<Call, ClientEr
     // Lower case only is what rTorrent knows; anything else it takes for a path, with wildcards.
     let is_link = link.starts_with("magnet:?") && !link.chars().any(|c| c.is_control() || c.is_whitespace());
     if !is_link {
-        let reason = "a magnet link begins with `magnet:?` and has no blanks".to_owned();
+        let reason = "a magnet link begins with `magnet:?` and contains no spaces".to_owned();
         return Err(ClientError::Precondition { reason });
     }
     let is_harmless = |c: char| c.is_alphanumeric() || "/._-+ ".contains(c);

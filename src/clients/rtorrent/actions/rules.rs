@@ -152,7 +152,7 @@ fn announce(row: &TorrentRow) -> Decision {
     if row.is_active {
         Ok(&["d.tracker_announce"])
     } else {
-        Err("it does not run, so no tracker is asked; start it first")
+        Err("it is not running, so no tracker is contacted; start it first")
     }
 }
 

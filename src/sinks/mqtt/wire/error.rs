@@ -16,6 +16,7 @@ pub const CLOSED: &str = "the broker closed the connection";
 /// The reason of a connection whose client id another one took.
 pub const TAKEN_OVER: &str = "another connection uses our client id: give each bridge its own `instance`";
 const SILENT: &str = "the broker does not answer";
+const UNREADABLE: &str = "the answer is not MQTT";
 const WILL_REFUSED: &str = "the broker refuses our last will";
 const SENT_TOO_LARGE: &str = "the broker finds a message too large";
 const BAD_PASSWORD: &str = "the broker refuses the user name or password: check `username` and `password`";
@@ -42,6 +43,10 @@ pub enum ErrorKind {
     RetainRefused,
     /// The broker closed the connection without a reason.
     Closed,
+    /// What came is not MQTT.
+    Unreadable,
+    /// Nothing came in time.
+    Silent,
     /// The broker rejected the size of something we sent.
     SentTooLarge,
     /// The broker sent something larger than we accept.
@@ -106,8 +111,10 @@ pub(super) fn from_311(error: v4::ConnectionError) -> ConnectionError {
         Error::MqttState(StateError::Deserialization(mqttbytes::Error::PayloadSizeLimitExceeded(bytes))) => {
             ConnectionError::new(ErrorKind::ReceivedTooLarge, format!("the broker sent a packet of {bytes} bytes"))
         }
-        Error::NetworkTimeout | Error::FlushTimeout => ConnectionError::other(SILENT),
+        Error::MqttState(StateError::Deserialization(error)) => unreadable(&error),
+        Error::NetworkTimeout | Error::FlushTimeout => ConnectionError::new(ErrorKind::Silent, SILENT),
         Error::Tls(error) => from_tls(&error),
+        Error::Websocket(error) => from_web_socket(&error_chain(&error)),
         error => ConnectionError::other(error_chain(&error)),
     }
 }
@@ -156,8 +163,10 @@ pub(super) fn from_5(error: v5::ConnectionError) -> ConnectionError {
         Error::MqttState(StateError::Deserialization(Bytes5::PayloadSizeLimitExceeded { pkt_size, .. })) => {
             ConnectionError::new(ErrorKind::ReceivedTooLarge, format!("the broker sent a packet of {pkt_size} bytes"))
         }
-        Error::Timeout(_) => ConnectionError::other(SILENT),
+        Error::MqttState(StateError::Deserialization(error)) => unreadable(&error),
+        Error::Timeout(_) => ConnectionError::new(ErrorKind::Silent, SILENT),
         Error::Tls(error) => from_tls(&error),
+        Error::Websocket(error) => from_web_socket(&error_chain(&error)),
         error => ConnectionError::other(error_chain(&error)),
     }
 }
@@ -180,6 +189,16 @@ fn from_io(error: &std::io::Error) -> ConnectionError {
     }
 }
 
+fn unreadable(error: &(dyn std::error::Error + 'static)) -> ConnectionError {
+    // The words of the parser help nobody who has written the wrong port, and may help with a broken broker.
+    tracing::debug!(error, "packet unreadable");
+    ConnectionError::new(ErrorKind::Unreadable, UNREADABLE)
+}
+
+fn from_web_socket(error: &str) -> ConnectionError {
+    ConnectionError::other(format!("no MQTT over WebSocket at this address: check port and path of `url` ({error})"))
+}
+
 fn from_tls(error: &v4::TlsError) -> ConnectionError {
     match error {
         v4::TlsError::TLS(error) => from_rustls(error),
@@ -189,7 +208,7 @@ fn from_tls(error: &v4::TlsError) -> ConnectionError {
 }
 
 fn from_rustls(error: &rustls::Error) -> ConnectionError {
-    use rustls::{AlertDescription as Alert, CertificateError as Certificate, Error};
+    use rustls::{AlertDescription as Alert, CertificateError as Certificate, Error, InvalidMessage};
     let advice = match error {
         Error::InvalidCertificate(Certificate::UnknownIssuer) => {
             ": the broker's certificate is not signed by a trusted authority; set `ca_file` to its authority's certificate"
@@ -202,6 +221,9 @@ fn from_rustls(error: &rustls::Error) -> ConnectionError {
         }
         Error::AlertReceived(Alert::UnknownCA | Alert::BadCertificate | Alert::CertificateUnknown) => {
             ": the broker does not accept our certificate; check `cert_file`"
+        }
+        Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            ": the port does not speak TLS; correct the port in `url`, or write mqtt:// (ws:// for WebSocket) there"
         }
         _ => "",
     };
