@@ -663,6 +663,10 @@ fn likely_mistakes_are_warnings() {
         ("[servers.x]\nurl = 'unix:///x'\nusername = 'u'\npassword = 'p'", "is not used"),
         ("http.listen = '0.0.0.0:80'\n[servers.x]\nurl = 'unix:///x'", "open to the network"),
         ("[servers.x]\nurl = 'unix:///x'", ""),
+        ("[servers.x]\nurl = 'unix:///x'\nroots = ['/']", "servers.x.roots: is every folder of this machine"),
+        ("[servers.x]\nurl = 'unix:///x'\nroots = ['/srv']", ""),
+        ("http.token = '0123456789abcde'", "http.token: fewer than 16 characters"),
+        ("http.token = '0123456789abcdef'", ""),
         (
             "[brokers.b]\nkind = 'mqtt'\nurl = 'mqtt://h'\nusername = 'u'\npassword = 'p'",
             "brokers.b.url: the password crosses the network unencrypted; use mqtts or wss",
@@ -676,6 +680,38 @@ fn likely_mistakes_are_warnings() {
         let toml = if toml.contains("[servers.") { toml.to_owned() } else { format!("{toml}\n{SERVER}") };
         let warnings = config::warnings(&parsed(&toml)).join("\n");
         assert!(warnings.contains(expected) && (warnings.is_empty() == expected.is_empty()), "{toml}: {warnings}");
+    }
+}
+
+#[test]
+fn files_with_secrets_that_every_user_may_read_are_warned_of() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let (config, secret) = (folder.path().join("x.toml"), folder.path().join("secret"));
+    let with_mode = |file: &Path, mode| fs::set_permissions(file, fs::Permissions::from_mode(mode)).unwrap();
+    fs::write(&secret, "sesame of forty thieves").unwrap();
+    let path = secret.display();
+    for (toml, key, file) in [
+        (format!("http.token_file = '{path}'"), "http.token_file", &secret),
+        (format!("[brokers.b]\nkind = 'nats'\nurl = 'nats://localhost'\ntoken_file = '{path}'"), "token_file", &secret),
+        (format!("[webhooks.w]\nurl = 'https://h'\nheader_files = {{ X-Key = '{path}' }}"), "header_files", &secret),
+        ("http.token = 'sesame of forty thieves'".to_owned(), "http.token", &config),
+        ("[webhooks.w]\nurl = 'https://h/sesame'".to_owned(), "webhooks.w.url", &config),
+    ] {
+        fs::write(&config, format!("{toml}\n{SERVER}")).unwrap();
+        let warnings = || {
+            let sources = config::Sources { file: Some(config.clone()), ..config::Sources::default() };
+            config::warnings(&config::load(&sources).unwrap()).join("\n")
+        };
+        with_mode(&config, 0o640);
+        with_mode(&secret, 0o640);
+        assert_eq!(warnings(), "", "{toml}");
+        with_mode(file, 0o644);
+        let warnings = warnings();
+        assert!(
+            warnings.contains(key) && warnings.contains("every user of this machine may read"),
+            "{toml}: {warnings}"
+        );
     }
 }
 

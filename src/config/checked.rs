@@ -40,6 +40,8 @@ pub struct Config {
     pub brokers: BTreeMap<SinkName, Broker>,
     /// URLs to post events to.
     pub webhooks: BTreeMap<SinkName, Webhook>,
+    /// Warnings of files with a secret that other users may read.
+    pub readable_secrets: Vec<String>,
 }
 
 /// HTTP: addresses to listen on, and access rules.

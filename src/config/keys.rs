@@ -257,7 +257,7 @@ static RTORRENT: Section = Section {
         key("hooks_address", F::Text("^.+:[0-9]{1,5}$"), D::None("\"bridge:8788\""),
             "Address at which this rTorrent reaches `http.hooks_listen`, if it runs elsewhere or in a container."),
         key("rpc", F::List(""), D::List(&[]),
-            "Methods that the command `rpc` may call, such as `system.pid`; harmful ones are refused here."),
+            "Methods that the command `rpc` may call, such as `system.pid`; others than getters and named setters are refused."),
         key("extra", F::Texts, D::Empty,
             "More columns, by your names for them: `{ throttle = \"d.throttle_name=\", \"my-tag\" = \"d.custom=tag\" }`."),
     ], &POLLING],

@@ -128,14 +128,15 @@ fn read_layers(file: Option<&File>, sources: &Sources) -> Result<Config, ConfigE
     let tree = whole(&figment);
     let context = Context::new(figment, file);
     let config = root::config(&Table::root(&context, &tree), file.map(|file| file.path().to_owned()));
-    errors.extend(context.into_errors());
+    let (noted, warnings) = context.into_notes();
+    errors.extend(noted);
     // Only without other errors, which may be the reason why there is no server.
     if errors.is_empty() && config.as_ref().is_some_and(|config| config.servers.is_empty()) {
         errors.push(nothing_to_monitor(file, sources));
     }
     errors.sort_by_key(|error| error.place.line().unwrap_or(usize::MAX));
     match config {
-        Some(config) if errors.is_empty() => Ok(config),
+        Some(config) if errors.is_empty() => Ok(Config { readable_secrets: warnings, ..config }),
         _ => Err(ConfigErrors(errors)),
     }
 }

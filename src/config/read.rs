@@ -10,6 +10,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use figment::Figment;
@@ -65,18 +66,19 @@ pub struct Context {
     lines: Lines,
     /// A cell, because all tables of a reading share the list.
     errors: RefCell<Vec<ConfigError>>,
+    warnings: RefCell<Vec<String>>,
 }
 
 impl Context {
     /// Returns the context of these layers, the file among them.
     pub fn new(figment: Figment, file: Option<&File>) -> Self {
         let lines = file.map(File::lines).cloned().unwrap_or_default();
-        Self { figment, lines, errors: RefCell::default() }
+        Self { figment, lines, errors: RefCell::default(), warnings: RefCell::default() }
     }
 
-    /// Returns the errors that were noted.
-    pub fn into_errors(self) -> Vec<ConfigError> {
-        self.errors.into_inner()
+    /// Returns the errors and the warnings that were noted.
+    pub fn into_notes(self) -> (Vec<ConfigError>, Vec<String>) {
+        (self.errors.into_inner(), self.warnings.into_inner())
     }
 
     fn place(&self, value: &Value, path: &[String]) -> Place {
@@ -140,6 +142,19 @@ impl<'a> Table<'a> {
     /// Notes an error of a key, at the place where it or else its table was written.
     pub fn fault(&self, name: &str, fault: Fault) {
         self.context.note(&self.path_of(name), self.get(name).or(self.value), fault);
+    }
+
+    /// Notes what is valid and likely a mistake.
+    pub fn warn(&self, name: &str, text: &str) {
+        self.context.warnings.borrow_mut().push(format!("{}: {text}", self.path_of(name).join(".")));
+    }
+
+    /// Returns the config file, if the key is written there.
+    pub fn file_with(&self, name: &str) -> Option<PathBuf> {
+        match self.context.place(self.get(name)?, &self.path_of(name)) {
+            Place::File { path, .. } => Some(path),
+            Place::Nowhere | Place::Variable(_) | Place::Flag(_) => None,
+        }
     }
 
     /// Notes that a key has to be given and is not.

@@ -31,6 +31,7 @@ pub(super) fn config(root: &Table<'_>, file: Option<PathBuf>) -> Option<Config> 
         servers,
         brokers,
         webhooks,
+        readable_secrets: Vec::new(),
     })
 }
 

@@ -1,5 +1,6 @@
 //! Secrets: written in place or in a file, and never shown.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -19,6 +20,7 @@ fn secret_and_key(table: &Table<'_>, name: &str) -> Option<(SecretString, String
     // `None` is the lowest rank, so this holds, too, if only the file is given.
     if in_file > in_place {
         let text = table.parsed(&file, |path| read_secret(Path::new(path)))?;
+        warn_of_readers(table, &file, table.text(&file)?.as_ref());
         return Some((text.into(), file));
     }
     let text = table.text(name)?;
@@ -26,7 +28,19 @@ fn secret_and_key(table: &Table<'_>, name: &str) -> Option<(SecretString, String
         table.fault(name, Fault::new("is empty", "write the secret, or leave the key out"));
         return None;
     }
+    if let Some(config) = table.file_with(name) {
+        warn_of_readers(table, name, &config);
+    }
     Some((text.into(), name.to_owned()))
+}
+
+/// Notes that the file with the secret of a key is open to every user of the machine. A group is somebody's choice.
+pub fn warn_of_readers(table: &Table<'_>, key: &str, file: &Path) {
+    let mode = std::fs::metadata(file).map(|metadata| metadata.permissions().mode());
+    if mode.is_ok_and(|mode| mode & 0o007 != 0) {
+        let file = file.display();
+        table.warn(key, &format!("every user of this machine may read the secret in {file}; chmod o= {file}"));
+    }
 }
 
 /// Reads a secret; see [`secret_and_key`].

@@ -8,7 +8,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use secrecy::{SecretSlice, SecretString};
 
 use super::read::{Fault, Table};
-use super::secret::{read_file, secret};
+use super::secret::{read_file, secret, warn_of_readers};
 use crate::model::{Filter, SinkName, UrlRule, parse_bytes};
 use crate::sinks::mqtt::settings::ClientCert;
 
@@ -129,6 +129,9 @@ pub fn client_cert(table: &Table<'_>) -> Option<ClientCert> {
     }
     let cert_pem = table.parsed("cert_file", certificates);
     let key_pem = table.parsed("key_file", private_key);
+    if let Some(file) = table.text("key_file") {
+        warn_of_readers(table, "key_file", file.as_ref());
+    }
     Some(ClientCert { cert_pem: cert_pem?, key_pem: key_pem? })
 }
 

@@ -2,18 +2,26 @@
 
 use std::net::IpAddr;
 
+use secrecy::ExposeSecret as _;
+
 use super::checked::{Broker, BrokerKind, Client, Config, Http, Server, Webhook};
 use crate::clients::rtorrent::settings::{Endpoint, Settings};
 use crate::sinks::nats::settings::Login;
+
+/// Shortest token that is no easy guess: 64 bits, where each of the characters is a hexadecimal digit.
+const TOKEN_BYTES_MIN: usize = 16;
 
 /// Whether it applies, the key that it is about, and its text.
 type Warning = (bool, &'static str, String);
 
 /// Returns the likely mistakes in a valid config, one sentence each.
 pub fn warnings(config: &Config) -> Vec<String> {
-    let servers = config.servers.iter().filter_map(|(name, server)| match &server.client {
-        Client::Rtorrent(settings) => Some((format!("servers.{name}"), of_rtorrent(settings, server, config))),
-        Client::Exec(_) => None,
+    let servers = config.servers.iter().map(|(name, server)| {
+        let of_client = match &server.client {
+            Client::Rtorrent(settings) => of_rtorrent(settings, server, config),
+            Client::Exec(_) => Vec::new(),
+        };
+        (format!("servers.{name}"), [of_client, of_roots(server)].concat())
     });
     let brokers = config.brokers.iter().map(|(name, broker)| (format!("brokers.{name}"), of_broker(broker)));
     let webhooks = config.webhooks.iter().map(|(name, webhook)| (format!("webhooks.{name}"), of_webhook(webhook)));
@@ -23,14 +31,23 @@ pub fn warnings(config: &Config) -> Vec<String> {
         let applying = warnings.into_iter().filter(|(applies, ..)| *applies);
         applying.map(move |(_, key, text)| format!("{table}.{key}: {text}"))
     });
-    applying.collect()
+    config.readable_secrets.iter().cloned().chain(applying).collect()
+}
+
+fn of_roots(server: &Server) -> Vec<Warning> {
+    let text = "is every folder of this machine, so that commands may read, move and delete any file; name the folders of \
+                your downloads";
+    vec![(server.roots.iter().any(|root| root.parent().is_none()), "roots", text.to_owned())]
 }
 
 fn of_http(http: &Http) -> Vec<Warning> {
     let Some(listen) = http.listen else { return Vec::new() };
+    let is_short = http.token.as_ref().is_some_and(|token| token.expose_secret().len() < TOKEN_BYTES_MIN);
+    let guessed =
+        format!("fewer than {TOKEN_BYTES_MIN} characters can be guessed; `openssl rand -hex 16` makes a good one");
     let text =
         format!("{listen} is open to the network, and everybody who reaches it can read everything without a login");
-    vec![(!listen.ip().is_loopback(), "listen", text)]
+    vec![(!listen.ip().is_loopback(), "listen", text), (is_short, "token", guessed)]
 }
 
 fn of_rtorrent(settings: &Settings, server: &Server, config: &Config) -> Vec<Warning> {

@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use super::checked::Webhook;
 use super::choose::{events, patterns, servers};
 use super::read::{Fault, Table};
-use super::secret::{parsed_secret, read_file, read_secret, secret};
+use super::secret::{parsed_secret, read_file, read_secret, secret, warn_of_readers};
 use super::values::{certificates, login, torrents};
 use crate::model::{Kind, ServerName, SinkName};
 use crate::sinks::webhook::settings::{
@@ -109,7 +109,10 @@ fn webhook_login(table: &Table<'_>) -> Option<Login> {
 fn headers(table: &Table<'_>, has_login: bool) -> HeaderMap {
     let in_place = table.named_texts("headers").into_iter().map(|(name, text)| ("headers", name, Ok(text)));
     let in_files = table.named_texts("header_files").into_iter();
-    let in_files = in_files.map(|(name, path)| ("header_files", name, read_secret(Path::new(&path))));
+    let in_files = in_files.map(|(name, path)| {
+        warn_of_readers(table, "header_files", Path::new(&path));
+        ("header_files", name, read_secret(Path::new(&path)))
+    });
     let mut headers = HeaderMap::new();
     for (key, name, value) in in_place.chain(in_files) {
         match value.and_then(|text| Ok(header(&name, &SecretString::from(text))?)) {

@@ -41,6 +41,7 @@ mod outages;
 mod real_names;
 mod retained;
 mod rights;
+mod rpc_methods;
 mod rtorrent_client;
 mod terminal;
 mod trackers;

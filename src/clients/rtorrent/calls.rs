@@ -124,7 +124,7 @@ impl Call {
 
     /// A call of a method that the config allows, with unchecked parameters.
     pub(super) fn allowed(method: &AllowedMethod, params: Vec<Param>) -> Self {
-        Self { method: method.as_str().to_owned().into(), params }
+        Self { method: method.as_str().into(), params }
     }
 
     /// A call that reads all hooks of an event of downloads, by their keys.

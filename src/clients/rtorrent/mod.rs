@@ -29,6 +29,7 @@ mod hooks;
 pub mod jsonrpc;
 mod listing;
 mod map;
+mod methods;
 mod probe;
 mod server_control;
 pub mod settings;

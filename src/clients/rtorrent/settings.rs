@@ -1,4 +1,4 @@
-//! Settings of one rTorrent: its address, further columns, and the methods that `rpc` may call.
+//! Settings of one rTorrent: its address and further columns.
 //!
 //! Texts of a user are parsed here, once. An [`Endpoint`] contains no credentials and may be shown
 //! anywhere. An [`ExtraColumn`] is one of a fixed list of getters, because rTorrent *executes* whatever
@@ -14,6 +14,8 @@ use std::time::Duration;
 use secrecy::SecretString;
 use url::Url;
 
+use super::methods::COLUMNS;
+pub use super::methods::{AllowedMethod, InvalidMethod};
 use crate::clients::settings::DEFAULT_TIMEOUT;
 use crate::model::ServerName;
 
@@ -219,95 +221,6 @@ pub enum InvalidColumn {
     NotAReader(String),
 }
 
-/// Getters that cost no more than a field. Everything else is refused: actions (`d.erase`), setters,
-/// getters that fail on some torrents and with them the whole listing (`d.custom.items`), and
-/// expensive ones (`d.bitfield`, `d.chunks_seen`, `d.free_diskspace`).
-const READERS: &[&str] = &[
-    "d.accepting_seeders",
-    "d.base_filename",
-    "d.base_path",
-    "d.bytes_done",
-    "d.chunk_size",
-    "d.chunks_hashed",
-    "d.complete",
-    "d.completed_bytes",
-    "d.completed_chunks",
-    "d.connection_current",
-    "d.connection_leech",
-    "d.connection_seed",
-    "d.creation_date",
-    "d.custom1",
-    "d.custom2",
-    "d.custom3",
-    "d.custom4",
-    "d.custom5",
-    "d.directory",
-    "d.directory_base",
-    "d.down.rate",
-    "d.down.sequential",
-    "d.down.total",
-    "d.downloads_max",
-    "d.downloads_min",
-    "d.group",
-    "d.group.name",
-    "d.hash",
-    "d.hashing",
-    "d.hashing_failed",
-    "d.ignore_commands",
-    "d.incomplete",
-    "d.is_active",
-    "d.is_hash_checked",
-    "d.is_hash_checking",
-    "d.is_meta",
-    "d.is_multi_file",
-    "d.is_not_partially_done",
-    "d.is_open",
-    "d.is_partially_done",
-    "d.is_pex_active",
-    "d.is_private",
-    "d.left_bytes",
-    "d.load_date",
-    "d.loaded_file",
-    "d.local_id",
-    "d.max_file_size",
-    "d.max_size_pex",
-    "d.message",
-    "d.mode",
-    "d.name",
-    "d.peer_exchange",
-    "d.peers_accounted",
-    "d.peers_complete",
-    "d.peers_connected",
-    "d.peers_max",
-    "d.peers_min",
-    "d.peers_not_connected",
-    "d.priority",
-    "d.priority_str",
-    "d.ratio",
-    "d.size_bytes",
-    "d.size_chunks",
-    "d.size_files",
-    "d.size_pex",
-    "d.skip.rate",
-    "d.skip.total",
-    "d.state",
-    "d.state_changed",
-    "d.state_counter",
-    "d.throttle_name",
-    "d.tied_to_file",
-    "d.timestamp.finished",
-    "d.timestamp.last_active",
-    "d.timestamp.started",
-    "d.tracker_focus",
-    "d.tracker_numwant",
-    "d.tracker_size",
-    "d.up.rate",
-    "d.up.total",
-    "d.uploads_max",
-    "d.uploads_min",
-    "d.wanted_chunks",
-];
-
 impl ExtraColumn {
     /// Parses `d.throttle_name=` or `d.custom=tag`; the `=` of a bare name may be left out.
     ///
@@ -324,7 +237,7 @@ impl ExtraColumn {
             };
         }
         // A list of what is allowed: rTorrent runs whatever command stands in a column, programs included.
-        let Some(method) = READERS.iter().find(|reader| **reader == name) else {
+        let Some(method) = COLUMNS.iter().find(|reader| **reader == name) else {
             let shown = name.chars().filter(|c| !c.is_control()).take(60).collect();
             return Err(InvalidColumn::NotAReader(shown));
         };
@@ -342,201 +255,9 @@ impl ExtraColumn {
     }
 }
 
-/// A method that the command `rpc` may call, because the config allows it.
-///
-/// Created by [`AllowedMethod::parse`] alone, which refuses what no config should allow: methods that run
-/// programs, take commands as arguments, read or write files, change where rTorrent listens, or can crash
-/// old versions. Most of these have a command of ours that does the same safely.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AllowedMethod(String);
-
-/// Reason why a text is not an [`AllowedMethod`].
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum InvalidMethod {
-    /// Other characters than a name has, or no dot.
-    #[error(
-        "`{0}` is not a method name; write letters, digits, `_` and at least one dot, as in `system.client_version`"
-    )]
-    NotAName(String),
-    /// A method that no config should allow.
-    #[error("`{0}` may not be called from a broker; use the commands for what is safe of it")]
-    Dangerous(String),
-}
-
-/// Starts of methods that read and set numbers and texts, except for those below.
-const RPC_PREFIXES: &[&str] = &[
-    "d.",
-    "dht.",
-    "f.",
-    "network.",
-    "p.",
-    "pieces.",
-    "protocol.",
-    "session.",
-    "system.",
-    "t.",
-    "throttle.",
-    "trackers.",
-    "view.",
-];
-
-/// Starts of methods that take commands as arguments, change files or who may connect, delete, or need the care of a verb.
-const RPC_DANGEROUS: &[&str] = &[
-    "d.add_to_hash_table",
-    "d.check_hash",
-    "d.close",
-    "d.create_link",
-    "d.delete_link",
-    "d.delete_tied",
-    "d.directory",
-    "d.erase",
-    "d.initialize_logs",
-    "d.open",
-    "d.pause",
-    "d.resume",
-    "d.start",
-    "d.state",
-    "d.stop",
-    "d.tied_to_file",
-    "d.tracker.",
-    "d.tracker_announce",
-    "d.try_",
-    "d.update_priorities",
-    "d.views.",
-    "f.frozen_path",
-    "network.bind_address.set",
-    "network.local_address.set",
-    "network.proxy_address",
-    "network.rpc.",
-    "network.scgi.",
-    "network.xmlrpc.",
-    "session.path.set",
-    "session.name.set",
-    "session.use_lock",
-    "system.cwd",
-    "system.daemon",
-    "system.env",
-    "system.file",
-    "system.shutdown",
-    "system.umask",
-    "view.add",
-    "view.event",
-    "view.filter",
-    "view.persistent",
-    "view.set",
-    "view.sort",
-];
-
-/// Getters that begin like a dangerous method.
-const RPC_HARMLESS: &[&str] = &[
-    "d.directory",
-    "d.directory_base",
-    "d.state",
-    "d.state_changed",
-    "d.state_counter",
-    "d.tied_to_file",
-    "system.cwd",
-    "system.file.allocate",
-];
-
-impl AllowedMethod {
-    /// Parses the full name of a method.
-    ///
-    /// # Errors
-    /// The text is not a name, or names a method that no config should allow.
-    pub fn parse(text: &str) -> Result<Self, InvalidMethod> {
-        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
-        // Logic and old aliases have no dot (`cat`, `if`, `print`).
-        if text.len() > 100 || !text.contains('.') || !text.chars().all(is_name) {
-            return Err(InvalidMethod::NotAName(text.chars().take(100).collect()));
-        }
-        // Whatever is called for many, listings by a predicate included, takes commands as arguments.
-        let is_dangerous = RPC_DANGEROUS.iter().any(|bad| text.starts_with(bad)) || text.contains("multicall");
-        let is_known = RPC_PREFIXES.iter().any(|prefix| text.starts_with(prefix));
-        if !is_known || (is_dangerous && !RPC_HARMLESS.contains(&text)) {
-            return Err(InvalidMethod::Dangerous(text.to_owned()));
-        }
-        Ok(Self(text.to_owned()))
-    }
-
-    /// Returns the name of the method.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn methods_that_no_config_should_allow_are_refused() {
-        for good in [
-            "system.client_version",
-            "throttle.global_down.max_rate.set",
-            "d.ratio",
-            "d.state",
-            "d.directory",
-            "d.custom.set",
-            "pieces.memory.current",
-            "view.size",
-            "t.is_enabled.set",
-            "dht.statistics",
-        ] {
-            assert!(AllowedMethod::parse(good).is_ok(), "{good}");
-        }
-        for bad in [
-            "",
-            "x",
-            "execute.throw",
-            "execute2",
-            "method.insert",
-            "method.set_key",
-            "schedule2",
-            "import",
-            "try_import",
-            "load.normal",
-            "load.raw",
-            "log.open_file",
-            "system.multicall",
-            "d.multicall2",
-            "d.multicall.filtered",
-            "f.multicall",
-            "cat",
-            "if",
-            "branch",
-            "print",
-            "d.erase",
-            "d.stop",
-            "d.close",
-            "d.check_hash",
-            "d.tracker_announce",
-            "d.directory.set",
-            "d.directory_base.set",
-            "d.tied_to_file.set",
-            "d.delete_tied",
-            "session.path.set",
-            "system.shutdown.normal",
-            "system.cwd.set",
-            "system.env",
-            "network.scgi.open_port",
-            "view.filter",
-            "view.event_added",
-            "file.append",
-            "d.ratio=",
-            "d.ratio;x",
-            "d.\n",
-            "group.x.y",
-            "network.xmlrpc.size_limit.set",
-            "d.state.set",
-            "choke_group.insert",
-            "ratio.enable",
-            "event.download.finished",
-        ] {
-            assert!(AllowedMethod::parse(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn an_address_is_read_in_three_forms_and_shown_the_same() {

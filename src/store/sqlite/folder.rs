@@ -7,14 +7,19 @@
 //! and the next open. Removing a file takes no space, so a full disk cannot make a crash look clean.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::model::{Epoch, Timestamp};
 use crate::port::StoreError;
+
+/// Permissions of directory and files: names, paths and trackers of torrents are private.
+const FOLDER_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
 
 /// The directory, locked.
 pub(super) struct Folder {
@@ -64,13 +69,17 @@ impl Folder {
             let text = format!("{what} {}: {source}", path.display());
             StoreError::Io(io::Error::new(source.kind(), text).into())
         };
-        // Names, paths and trackers of torrents are private.
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| at("create the data directory", e))?;
-        let lock_path = path.join("dtorrent.lock");
-        let lock = File::options().create(true).truncate(false).write(true).open(lock_path);
-        let lock = lock.map_err(|e| at("create the lock file in", e))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(FOLDER_MODE)
+            .create(path)
+            .map_err(|e| at("create the data directory", e))?;
+        let lock = open_private(&path.join("dtorrent.lock")).map_err(|e| at("create the lock file in", e))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), lock }),
+            Ok(()) => {
+                make_private(path).map_err(|e| at("make private for this user the data directory", e))?;
+                Ok(Self { path: path.to_owned(), lock })
+            }
             Err(TryLockError::WouldBlock) => {
                 let text = format!(
                     "another bridge uses the data directory {}: stop it, or give this one a data_dir of its own",
@@ -103,6 +112,11 @@ impl Folder {
     /// Returns the path of the database.
     pub fn database(&self) -> PathBuf {
         Self::database_in(&self.path)
+    }
+
+    /// Creates an empty database if there is none; SQLite gives its other files the same permissions.
+    pub fn create_database(&self) -> io::Result<()> {
+        open_private(&self.database()).map(drop)
     }
 
     /// Returns the path of the database of a directory that is not locked.
@@ -200,7 +214,9 @@ impl Folder {
     }
 
     fn create(&self, path: &Path) -> io::Result<()> {
-        File::create(path)?.sync_all()?;
+        let file = open_private(path)?;
+        file.set_len(0)?;
+        file.sync_all()?;
         self.sync()
     }
 
@@ -208,6 +224,33 @@ impl Folder {
     fn sync(&self) -> io::Result<()> {
         File::open(&self.path)?.sync_all()
     }
+}
+
+/// Opens a file for writing, created for this user alone whatever the umask.
+fn open_private(path: &Path) -> io::Result<File> {
+    let file = File::options().create(true).truncate(false).write(true).mode(FILE_MODE).open(path)?;
+    restrict(&file, FILE_MODE)?;
+    Ok(file)
+}
+
+/// Takes from other users what an earlier version, an administrator or a copy has let them do with the directory.
+fn make_private(path: &Path) -> io::Result<()> {
+    // First, so that nobody can put another file in the place of one of these.
+    restrict(&File::open(path)?, FOLDER_MODE)?;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        // What else is there is not ours.
+        if entry.file_type()?.is_file() && entry.file_name().as_bytes().starts_with(b"dtorrent.") {
+            restrict(&File::open(entry.path())?, FILE_MODE)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sets the permissions, unless nobody but the owner has any and the owner has these.
+fn restrict(file: &File, mode: u32) -> io::Result<()> {
+    let now = file.metadata()?.permissions().mode();
+    if now & 0o777 == mode { Ok(()) } else { file.set_permissions(Permissions::from_mode(mode)) }
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

@@ -50,14 +50,14 @@ pub(super) fn open(folder: &Folder, now: Timestamp) -> Result<(Connection, Meta,
     };
     let mut connection = match found {
         Found::Usable(connection) => connection,
-        Found::Nothing => connect(&folder.database())?,
+        Found::Nothing => create(folder)?,
         Found::Lost { reason, is_file } => {
             recovery.lost = true;
             recovery.found = Some(reason);
             if is_file {
                 recovery.moved_to = Some(folder.move_aside(now).map_err(io)?);
             }
-            connect(&folder.database())?
+            create(folder)?
         }
     };
     migrate(&mut connection, recovery.lost).map_err(Failure::into_write_error)?;
@@ -142,6 +142,11 @@ fn judge(connection: &Connection, was_used: bool, was_clean: bool) -> Result<Ver
         Err(Failure::Sql(rusqlite::Error::QueryReturnedNoRows)) => Verdict::Bad("the file has no epoch".to_owned()),
         Err(error) => return Err(error),
     })
+}
+
+fn create(folder: &Folder) -> Result<Connection, StoreError> {
+    folder.create_database().map_err(|error| StoreError::Io(error.into()))?;
+    connect(&folder.database())
 }
 
 fn connect(database: &Path) -> Result<Connection, StoreError> {

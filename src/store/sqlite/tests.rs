@@ -153,13 +153,46 @@ fn a_directory_is_used_by_one_store_at_a_time() {
     open(folder.path());
 }
 
-#[test]
-fn a_missing_directory_is_created_for_its_owner_only() {
+#[tokio::test]
+async fn directory_and_files_are_for_their_owner_only_also_where_they_were_for_everybody() {
     use std::os::unix::fs::PermissionsExt;
+    let modes = |folder: &Path| {
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let mut modes: Vec<(String, u32)> =
+            files.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), mode(&path))).collect();
+        modes.push((".".to_owned(), mode(folder)));
+        modes.retain(|(name, _)| name != "not-ours");
+        modes
+    };
+    let set = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     let parent = tempfile::tempdir().unwrap();
-    let folder = parent.path().join("a/b");
-    open(&folder);
-    assert_eq!(std::fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+    let (missing, existing) = (parent.path().join("a/b"), parent.path().join("c"));
+    std::fs::create_dir(&existing).unwrap();
+    set(&existing, 0o755);
+    std::fs::write(existing.join("not-ours"), "").unwrap();
+    set(&existing.join("not-ours"), 0o644);
+    for folder in [&missing, &existing] {
+        let (store, _) = open(folder);
+        store.commit(added(&server("home"), 1)).await.unwrap();
+        let found = modes(folder);
+        assert!(found.len() >= 5, "{found:?}");
+        let is_private = |(name, mode): &(String, u32)| *mode == if name == "." { 0o700 } else { 0o600 };
+        assert!(found.iter().all(is_private), "while it is in use: {found:?}");
+        store.close().await.unwrap();
+        drop(store);
+        assert!(modes(folder).iter().all(is_private), "{:?}", modes(folder));
+
+        // As an earlier version has left it.
+        for (name, _) in modes(folder) {
+            set(&folder.join(name), 0o777);
+        }
+        let (_store, recovery) = open(folder);
+        assert!(recovery.was_clean, "{recovery:?}");
+        assert!(modes(folder).iter().all(is_private), "{:?}", modes(folder));
+    }
+    let kept = std::fs::metadata(existing.join("not-ours")).unwrap().permissions().mode() & 0o777;
+    assert_eq!(kept, 0o644, "a file of others is left alone");
 }
 
 /// A directory whose store held entries, left as a crash leaves it; its epoch.
