@@ -14,7 +14,7 @@ use flate2::read::MultiGzDecoder;
 use futures_util::StreamExt;
 use reqwest::Response;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{CONTENT_ENCODING, LOCATION, SET_COOKIE};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, LOCATION, SET_COOKIE};
 use url::{Host, Url};
 
 use super::errors::bad_request;
@@ -27,6 +27,8 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
 const REDIRECTS_MAX: usize = 5;
 /// First bytes of gzip (RFC 1952), which no torrent begins with.
 const GZIP: &[u8] = &[0x1f, 0x8b];
+/// Most layers of gzip: of a file that is stored so, and of the server that sends it.
+const GZIP_LAYERS_MAX: usize = 2;
 
 /// Fetches links by the rules of one server.
 pub(super) struct Fetcher {
@@ -57,10 +59,12 @@ impl Fetcher {
         if let Some(http) = self.http.get() {
             return Ok(http);
         }
-        // No proxy of the environment: it would resolve names itself, past the resolver that leaves addresses out.
+        // No proxy of the environment: it would resolve names itself, past the resolver that leaves addresses out. And a
+        // connection for each request: servers close one that they have promised to keep, often after a redirect.
         let http = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
+            .pool_max_idle_per_host(0)
             .dns_resolver(Arc::new(GuardedResolver(Arc::clone(&self.rules))))
             .user_agent(concat!("dtorrent/", env!("CARGO_PKG_VERSION")))
             .build()?;
@@ -138,8 +142,9 @@ fn failed(host: &str, reason: impl std::fmt::Display) -> CommandError {
 }
 
 fn forbidden(host: &str) -> CommandError {
-    let message =
-        format!("url: {host}: link-local addresses, and what `add_urls` in the config excludes, are not fetched");
+    let message = format!(
+        "url: {host}: link-local addresses, metadata services, and what `add_urls` in the config excludes, are not fetched"
+    );
     CommandError::new(ErrorCode::Forbidden, message)
 }
 
@@ -163,23 +168,43 @@ async fn read(response: Response, host: &str) -> Result<Fetched, CommandError> {
         let error = failed(host, format!("it answered {status}{hint}"));
         return Err(if is_temporary { error.retryable() } else { error });
     }
-    let encoding = response.headers().get(CONTENT_ENCODING).map(|encoding| printable(encoding.as_bytes()));
-    let body = whole_body(response, host).await?;
-    let body = match encoding.as_deref().map(str::trim) {
-        // Some servers send gzip unasked, and some store the file so: whatever they say, its first bytes show it.
-        _ if body.starts_with(GZIP) => unzipped(&body, host)?,
-        None | Some("" | "identity" | "gzip" | "x-gzip") => body,
-        Some(other) => {
-            return Err(failed(host, format!("it answered in the encoding `{other}`, which was not asked for")));
+    let text_of = |name| response.headers().get(name).map(|value: &HeaderValue| printable(value.as_bytes()));
+    let (encoding, kind) = (text_of(CONTENT_ENCODING), text_of(CONTENT_TYPE));
+    let mut body = whole_body(response, host).await?;
+    // Some servers send gzip unasked, some store the file so, and some do both: whatever they say, its first bytes show it.
+    for _ in 0..GZIP_LAYERS_MAX {
+        if body.starts_with(GZIP) {
+            body = unzipped(&body, host)?;
         }
-    };
+    }
     if let Some(TorrentSource::Magnet(link)) = std::str::from_utf8(&body).ok().and_then(TorrentSource::from_link) {
         return Ok(Fetched::Magnet(link));
     }
-    if body.trim_ascii_start().starts_with(b"<") {
-        return Err(failed(host, "it answered with a web page, not with a .torrent file; the link may want a login"));
+    // What is wrong behind the begin of a dictionary is said later, with its place.
+    if matches!(*body, [b'd', b'0'..=b'9' | b'e', ..]) {
+        return Ok(Fetched::File(body));
     }
-    Ok(Fetched::File(body))
+    let is_page = body.trim_ascii_start().starts_with(b"<") || kind.as_ref().is_some_and(|kind| kind.contains("html"));
+    // Nothing of the body is quoted: it may repeat the passkey.
+    let reason = match (encoding, kind) {
+        _ if body.is_empty() => {
+            format!("it answered {status} and nothing else; the link may want a login or another key")
+        }
+        _ if is_page => "it answered with a web page, not with a .torrent file; the link may want a login".to_owned(),
+        (Some(encoding), _) if !is_plain(&encoding) => {
+            format!("it answered in the encoding `{encoding}`, which was not asked for")
+        }
+        (_, kind) => {
+            let kind = kind.map_or_else(|| "something else".to_owned(), |kind| format!("`{kind}`"));
+            format!("it answered with {kind}, not with a .torrent file; the link may want a login or another key")
+        }
+    };
+    Err(failed(host, reason))
+}
+
+/// Whether a `Content-Encoding` says that the body is as it is, or gzip, which its first bytes show.
+fn is_plain(encoding: &str) -> bool {
+    ["", "identity", "gzip", "x-gzip"].iter().any(|plain| encoding.trim().eq_ignore_ascii_case(plain))
 }
 
 async fn whole_body(response: Response, host: &str) -> Result<Bytes, CommandError> {

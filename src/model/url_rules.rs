@@ -37,9 +37,15 @@ enum Rule {
 #[error("is neither a host nor a network")]
 pub struct InvalidUrlRule;
 
-/// Metadata services whose addresses are not link-local: of AWS (IPv6) and of Alibaba Cloud.
-const METADATA: [IpAddr; 2] =
-    [IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)), IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200))];
+/// Metadata services whose addresses are not link-local: of AWS and Google Cloud (IPv6), Alibaba Cloud, Azure and Oracle.
+const METADATA: [IpAddr; 6] = [
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+];
 
 impl UrlRules {
     /// Returns the rules of these lists.
@@ -101,8 +107,8 @@ impl UrlRule {
     }
 }
 
-/// Returns the IPv4 address that an IPv6 address leads to, through NAT64 (RFC 6052) or 6to4 (RFC 3056), or in its
-/// deprecated compatible form.
+/// Returns the IPv4 address that an IPv6 address leads to, through NAT64 (RFC 6052), 6to4 (RFC 3056) or a stateless
+/// translation (RFC 2765), or in its deprecated compatible form.
 fn embedded(address: IpAddr) -> Option<IpAddr> {
     let IpAddr::V6(address) = address else { return None };
     let [a, b, c, d, e, f, g, h] = address.segments();
@@ -110,18 +116,19 @@ fn embedded(address: IpAddr) -> Option<IpAddr> {
         (0x64, 0xff9b) => (g, h),
         (0x2002, _) => (b, c),
         (0, 0) if (c, d, e, f) == (0, 0, 0, 0) && g != 0 => (g, h),
+        (0, 0) if (c, d, e, f) == (0, 0, 0xffff, 0) => (g, h),
         _ => return None,
     };
     Some(Ipv4Addr::from_bits((u32::from(high) << 16) | u32::from(low)).into())
 }
 
-/// Whether an address is one that a .torrent file can be at: not link-local, where metadata services live.
+/// Whether an address is one that a .torrent file can be at: one host's, and not link-local, where metadata services live.
 fn is_reachable_by_links(address: IpAddr) -> bool {
     let is_special = match address {
-        IpAddr::V4(address) => address.is_link_local() || address.is_unspecified() || address.is_broadcast(),
-        IpAddr::V6(address) => address.is_unicast_link_local() || address.is_unspecified(),
+        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
     };
-    !is_special && !METADATA.contains(&address)
+    !is_special && !address.is_unspecified() && !address.is_multicast() && !METADATA.contains(&address)
 }
 
 #[cfg(test)]
@@ -148,8 +155,17 @@ mod tests {
             "::",
             "255.255.255.255",
             "fd00:ec2::254",
+            "fd00:ec2::23",
+            "fd20:ce::254",
             "100.100.100.200",
+            "168.63.129.16",
+            "192.0.0.192",
             "::ffff:0.0.0.0",
+            "::ffff:0:169.254.169.254",
+            "64:ff9b:1::169.254.169.254",
+            "64:ff9b::168.63.129.16",
+            "224.0.0.1",
+            "ff02::1",
         ] {
             let address = address.parse().unwrap();
             assert!(!UrlRules::default().permit("x", address), "{address}");

@@ -54,7 +54,12 @@ async fn serve(answers: impl Fn(&str) -> Vec<u8> + Send + 'static) -> Web {
             let length = stream.read(&mut request).await.unwrap_or(0);
             let request = String::from_utf8_lossy(&request[..length]).into_owned();
             let path = request.split(['?', ' ']).nth(1).unwrap_or_default();
-            drop(stream.write_all(&answers(path)).await);
+            let answer = answers(path);
+            drop(stream.write_all(&answer).await);
+            if path == "/kept" {
+                // Held open, and closed at the next request.
+                tokio::spawn(async move { drop(stream.read_u8().await) });
+            }
         }
     });
     Web { address, requests }
@@ -74,6 +79,10 @@ async fn a_link_leads_to_a_torrent_by_redirects_encodings_and_magnet_links() {
     let torrents: Vec<_> = contents.iter().map(|content| content.torrent.clone()).collect();
     let web = serve(move |path| match path {
         "/hop" => redirect("/plain"),
+        "/kept" => b"HTTP/1.1 302 Found\r\nLocation: /plain\r\nContent-Length: 0\r\n\r\n".to_vec(),
+        "/twice" => answer("200 OK\r\nContent-Encoding: gzip", &gzip(&gzip(&torrents[1]))),
+        "/no-encoding" => answer("200 OK\r\nContent-Encoding: Identity", &torrents[2]),
+        "/odd-encoding" => answer("200 OK\r\nContent-Encoding: UTF-8", &torrents[3]),
         "/plain" => answer("200 OK", &torrents[0]),
         "/encoded" => answer("200 OK\r\nContent-Encoding: gzip", &gzip(&torrents[1])),
         "/file.torrent.gz" => answer("200 OK\r\nContent-Type: application/gzip", &gzip(&torrents[2])),
@@ -88,6 +97,10 @@ async fn a_link_leads_to_a_torrent_by_redirects_encodings_and_magnet_links() {
     let hash = |n: usize| contents[n].hash.to_string();
     for (path, hash) in [
         ("/hop", hash(0)),
+        ("/kept", hash(0)),
+        ("/twice", hash(1)),
+        ("/no-encoding", hash(2)),
+        ("/odd-encoding", hash(3)),
         ("/encoded", hash(1)),
         ("/file.torrent.gz", hash(2)),
         ("/no-type", hash(3)),
@@ -115,6 +128,13 @@ async fn a_link_that_leads_to_no_torrent_is_named_without_its_passkey() {
         "/broken" => answer("500 Internal Server Error\r\nRetry-After: 1", b""),
         "/often" => answer("429 Too Many Requests", b""),
         "/login" => answer("200 OK\r\nContent-Type: text/html", b"<!DOCTYPE html><title>Log in</title>"),
+        "/page" => answer("200 OK\r\nContent-Type: text/html", b"Please log in"),
+        "/mark" => answer("200 OK", "\u{feff}<html>".as_bytes()),
+        "/json" => answer("200 OK\r\nContent-Type: application/json", format!("{{\"bad\": \"{PASSKEY}\"}}").as_bytes()),
+        "/empty" => answer("200 OK", b""),
+        "/no-content" => b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n".to_vec(),
+        "/unchanged" => answer("304 Not Modified", b""),
+        "/chunks" => b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nd4:\r\n".to_vec(),
         "/denied" => answer("403 Forbidden", b"<html>"),
         "/cookie" => answer("302 Found\r\nSet-Cookie: a=b\r\nLocation: /cookie?again", b""),
         "/circle" => redirect("/circle"),
@@ -133,6 +153,13 @@ async fn a_link_that_leads_to_no_torrent_is_named_without_its_passkey() {
         ("/missing", "bad_request", false, "404"),
         ("/denied", "bad_request", false, "log"),
         ("/login", "bad_request", false, "web page"),
+        ("/page", "bad_request", false, "web page"),
+        ("/mark", "bad_request", false, "login"),
+        ("/json", "bad_request", false, "application/json"),
+        ("/empty", "bad_request", false, "nothing else"),
+        ("/no-content", "bad_request", false, "204"),
+        ("/unchanged", "bad_request", false, "304"),
+        ("/chunks", "bad_request", true, "EOF"),
         ("/cookie", "bad_request", false, "cookie"),
         ("/circle", "bad_request", false, "redirects"),
         ("/nowhere", "bad_request", false, "302"),
@@ -179,12 +206,19 @@ async fn a_link_reaches_no_metadata_service_and_only_what_the_config_allows() {
             "http://[fd00:ec2::254]/",
             "http://169.254.169.254.:80/",
             "http://[64:ff9b::a9fe:a9fe]/",
+            "http://[::ffff:0:a9fe:a9fe]/",
+            "http://168.63.129.16/",
+            "http://192.0.0.192/opc",
+            "http://[fd20:ce::254]/",
+            "http://[ff02::1]/",
+            "http://user:password@169.254.169.254/",
+            "http://169.254.169.254\\@127.0.0.1/",
         ];
         let number = path.trim_start_matches('/').parse::<usize>().unwrap_or(0);
         redirect(targets[number % targets.len()])
     })
     .await;
-    for number in 0..11 {
+    for number in 0..18 {
         let result = add(&world, &format!("http://{}/{number}", web.address)).await;
         assert_eq!(error_code(&result), "forbidden", "{number}: {result}");
     }
