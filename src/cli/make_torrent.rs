@@ -6,6 +6,7 @@
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
@@ -72,6 +73,14 @@ struct Source {
     path: Vec<Vec<u8>>,
     file: PathBuf,
     length: u64,
+    identity: Identity,
+}
+
+/// Device and inode of a file, the same by each of its names.
+type Identity = (u64, u64);
+
+fn identity(found: &fs::Metadata) -> Identity {
+    (found.dev(), found.ino())
 }
 
 struct Made {
@@ -99,21 +108,18 @@ fn make(arguments: &Arguments) -> anyhow::Result<Made> {
         output.display()
     );
 
-    // The place of the file is resolved before anything is hashed, which may take hours.
-    let own_output = if is_stdout { None } else { Some(resolved_output(&output)?) };
+    // The place of the file is checked before anything is hashed, which may take hours.
+    let own_output = if is_stdout { None } else { check_output(&output)? };
     let mut sources = Vec::new();
     if is_folder {
         collect(&whole, &mut Vec::new(), &mut sources)?;
         // A run before this one may have put it into the folder.
-        sources.retain(|source| Some(&source.file) != own_output.as_ref());
+        sources.retain(|source| own_output.is_none_or(|own| source.identity != own));
     } else {
-        ensure!(
-            own_output.as_ref() != Some(&whole),
-            "{} is the content itself; choose another --output",
-            output.display()
-        );
-        let length = whole.metadata().context("read the size of the file")?.len();
-        sources.push(Source { path: vec![name.as_bytes().to_vec()], file: whole.clone(), length });
+        let found = whole.metadata().context("read the size of the file")?;
+        let (identity, length) = (identity(&found), found.len());
+        ensure!(own_output != Some(identity), "{} is the content itself; choose another --output", output.display());
+        sources.push(Source { path: vec![name.as_bytes().to_vec()], file: whole.clone(), length, identity });
     }
     let total: u64 = sources.iter().map(|source| source.length).sum();
     // Without content there would be no piece to share.
@@ -155,18 +161,23 @@ fn make(arguments: &Arguments) -> anyhow::Result<Made> {
     Ok(Made { summary, for_stdout: is_stdout.then_some(torrent) })
 }
 
-/// Returns the path of the file to write, with the links of its folder resolved.
+/// Checks that the file can be written; returns which one it is, if there is one.
 ///
 /// # Errors
-/// The path is a folder, or its own folder does not exist or cannot be written.
-fn resolved_output(output: &Path) -> anyhow::Result<PathBuf> {
-    ensure!(!output.is_dir(), "{} is a folder; name a file in it", output.display());
-    let name = output.file_name().with_context(|| format!("{} names no file", output.display()))?;
+/// The path is a folder, the file cannot be written, or its own folder does not exist or cannot be written.
+fn check_output(output: &Path) -> anyhow::Result<Option<Identity>> {
+    let is_folder = output.is_dir() || output.as_os_str().as_bytes().ends_with(b"/");
+    ensure!(!is_folder, "{} is a folder; name a file in it", output.display());
+    output.file_name().with_context(|| format!("{} names no file", output.display()))?;
+    // By way of a link, it is what the link leads to that is written.
+    if let Ok(found) = output.metadata() {
+        rustix::fs::access(output, Access::WRITE_OK).with_context(|| format!("write {}", output.display()))?;
+        return Ok(Some(identity(&found)));
+    }
     let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let unwritable = || format!("write {}: its folder {} cannot be used", output.display(), folder.display());
-    let resolved = folder.canonicalize().with_context(unwritable)?;
-    rustix::fs::access(&resolved, Access::EXEC_OK | Access::WRITE_OK).with_context(unwritable)?;
-    Ok(resolved.join(name))
+    rustix::fs::access(folder, Access::EXEC_OK | Access::WRITE_OK)
+        .with_context(|| format!("write {}: its folder {} cannot be used", output.display(), folder.display()))?;
+    Ok(None)
 }
 
 /// Collects the files below a folder, in the order of their names.
@@ -189,7 +200,8 @@ fn collect(folder: &Path, path: &mut Vec<Vec<u8>>, sources: &mut Vec<Source>) ->
             let target = file.metadata().with_context(|| format!("read {}", file.display()))?;
             ensure!(target.is_file(), "{} is not a regular file", file.display());
             ensure!(sources.len() < FILES_MAX, "more than {FILES_MAX} files");
-            sources.push(Source { path: path.clone(), length: target.len(), file });
+            let (length, identity) = (target.len(), identity(&target));
+            sources.push(Source { path: path.clone(), file, length, identity });
         }
         path.pop();
     }
@@ -261,12 +273,21 @@ mod tests {
             make(&inside).unwrap();
             assert_eq!(fs::read(content.join("x.torrent")).unwrap(), fs::read(&output).unwrap());
         }
+        // Also by another name of the same file.
+        let (link, hard) = (folder.path().join("link"), folder.path().join("hard"));
+        std::os::unix::fs::symlink(content.join("x.torrent"), &link).unwrap();
+        fs::hard_link(content.join("x.torrent"), &hard).unwrap();
+        for other_name in [link, hard] {
+            make(&Arguments { output: Some(other_name.clone()), ..inside.clone() }).unwrap();
+            assert_eq!(fs::read(&other_name).unwrap(), fs::read(&output).unwrap(), "{other_name:?}");
+        }
         let alone = Arguments { path: content.join("a"), output: Some(content.join("a")), ..inside };
         assert!(make(&alone).err().unwrap().to_string().contains("the content itself"));
         for wrong in [
             Arguments { path: folder.path().join("none"), force: true, ..arguments.clone() },
             Arguments { output: Some(folder.path().join("none/x.torrent")), ..arguments.clone() },
             Arguments { output: Some(folder.path().to_owned()), force: true, ..arguments.clone() },
+            Arguments { output: Some(folder.path().join("new/")), ..arguments.clone() },
         ] {
             assert!(make(&wrong).is_err(), "{wrong:?}");
         }
