@@ -11,8 +11,7 @@ use sha2::{Digest as _, Sha256};
 use super::errors::bad_request;
 use super::scanned_id::scanned_id;
 use crate::model::{
-    AddRequest, CommandError, CommandId, ErrorCode, Filter, InfoHash, JSON_TREE_BYTES_MAX, Level, Operation, Status,
-    TorrentSource, Verb, json_tree_bytes,
+    AddRequest, CommandError, CommandId, ErrorCode, Filter, InfoHash, Level, Operation, Status, TorrentSource, Verb,
 };
 
 /// Largest body that is read, which is also the largest .torrent file that is fetched.
@@ -131,12 +130,6 @@ fn object(body: &[u8]) -> Result<Option<Map<String, Value>>, CommandError> {
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(None);
-    }
-    if json_tree_bytes(body) > JSON_TREE_BYTES_MAX {
-        // A body of 10 MiB that has nothing but `{"":0},` would take a hundred times as much.
-        let message =
-            format!("the body has so many values that it takes more than {JSON_TREE_BYTES_MAX} bytes of memory");
-        return Err(CommandError::new(ErrorCode::TooLarge, message));
     }
     match serde_json::from_slice(body) {
         Ok(Value::Object(object)) => Ok(Some(object)),
@@ -261,6 +254,7 @@ fn take(object: &mut Map<String, Value>, key: &str) -> Option<Value> {
 
 /// Returns the source that a body is by itself: a link, or the bytes of a .torrent file.
 fn bare_source(body: &[u8]) -> Result<Option<TorrentSource>, CommandError> {
+    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     // A bencoded dictionary begins with `d` and the length of its first key.
     if body.first() == Some(&b'd') && body.get(1).is_some_and(u8::is_ascii_digit) {
         return Ok(Some(TorrentSource::Torrent(Bytes::copy_from_slice(body))));
@@ -310,6 +304,7 @@ mod tests {
         assert!(matches!(parse("list", false, ""), Ok(Operation::List { fields: None, page: 0, page_size: 200 })));
         let link = "magnet:?xt=urn:btih:x";
         assert_eq!(add("magnet:?xt=urn:btih:x\n"), AddRequest::new(TorrentSource::Magnet(link.into())));
+        assert_eq!(add("\u{feff} magnet:?xt=urn:btih:x").source, TorrentSource::Magnet(link.into()));
         assert_eq!(add("d4:infode").source, TorrentSource::Torrent(Bytes::from_static(b"d4:infode")));
         let stopped = add(r#"{"torrent": "ZGU=", "start": false}"#);
         assert_eq!((stopped.source, stopped.start), (TorrentSource::Torrent(Bytes::from_static(b"de")), false));

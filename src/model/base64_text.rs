@@ -2,20 +2,32 @@
 //!
 //! Pure.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::alphabet::{Alphabet, STANDARD, URL_SAFE};
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use percent_encoding::percent_decode_str;
 
 /// Decodes base64 with or without padding and line breaks, in the common or the URL-safe alphabet, or as a `data:` URL.
 ///
 /// # Errors
 /// Other characters, letters of both alphabets, or a length that no bytes have.
 pub(super) fn decode_base64(text: &str) -> Result<Vec<u8>, base64::DecodeError> {
-    let is_data_url = text.trim_start().starts_with("data:");
-    let text = if is_data_url { text.split_once(";base64,").map_or(text, |(_, data)| data) } else { text };
-    let text: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let data = data_of_url(text.trim_start());
+    // In a URL every sign may be percent-encoded.
+    let text: Cow<'_, [u8]> = data.map_or(text.as_bytes().into(), |data| percent_decode_str(data).into());
+    let text: Vec<u8> = text.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
     let is_url_safe = text.iter().any(|byte| matches!(byte, b'-' | b'_'));
     decoder(if is_url_safe { &URL_SAFE } else { &STANDARD }).decode(text)
+}
+
+/// Returns the base64 in a `data:` URL.
+fn data_of_url(text: &str) -> Option<&str> {
+    let scheme = text.get(..5).filter(|scheme| scheme.eq_ignore_ascii_case("data:"))?;
+    let (kind, data) = text[scheme.len()..].split_once(',')?;
+    let (_, encoding) = kind.rsplit_once(';')?;
+    encoding.trim().eq_ignore_ascii_case("base64").then_some(data)
 }
 
 fn decoder(alphabet: &Alphabet) -> GeneralPurpose {
@@ -32,7 +44,20 @@ mod tests {
 
     #[test]
     fn what_has_no_single_meaning_is_refused() {
-        for bad in ["***", "ZGU*", "-_+/", "ZG=U", "ZGUxZ", "ZH", "data:ZGU=", "ZGU=====", "Ä"] {
+        for bad in [
+            "***",
+            "ZGU*",
+            "-_+/",
+            "ZG=U",
+            "ZGUxZ",
+            "ZH",
+            "data:ZGU=",
+            "data:,ZGU=",
+            "data:a/b,ZGU=",
+            "ZGU%3D",
+            "ZGU=====",
+            "Ä",
+        ] {
             assert!(decode_base64(bad).is_err(), "{bad}");
         }
     }
@@ -44,7 +69,8 @@ mod tests {
                 let text = engine.encode(&bytes);
                 let letters: Vec<char> = text.chars().collect();
                 let lines: Vec<String> = letters.chunks(width).map(|line| line.iter().collect()).collect();
-                for text in [lines.join("\n"), lines.join("\r\n") + "\r\n", format!("data:a/b;base64,{text}")] {
+                for text in [lines.join("\n"), lines.join("\r\n") + "\r\n", format!("data:a/b;base64,{text}"),
+                    format!("DATA:a/b;charset=x;Base64,{}", text.replace('=', "%3D").replace('/', "%2f"))] {
                     prop_assert_eq!(decode_base64(&text), Ok(bytes.clone()), "{}", text);
                 }
             }

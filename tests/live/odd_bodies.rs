@@ -67,6 +67,7 @@ fn spellings(bytes: &[u8]) -> Vec<(&'static str, String)> {
         ("URL-safe", URL_SAFE_NO_PAD.encode(bytes)),
         ("URL-safe with padding", plain.replace('+', "-").replace('/', "_")),
         ("a data URL", format!("data:application/x-bittorrent;base64,{plain}")),
+        ("a data URL of another spelling", format!("DATA:;Base64,{}", plain.replace('=', "%3D").replace('+', "%2B"))),
         ("blanks around it", format!("  {plain}\t")),
     ]
 }
