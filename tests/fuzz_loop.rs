@@ -46,6 +46,15 @@ const TARGETS: &[Target] = &[
         run: targets::bencode,
     },
     Target {
+        name: "names",
+        seeds: &[
+            b"d4:infod6:lengthi5e4:name1:x10:name.utf-81:y12:piece lengthi16384e6:pieces20:aaaaaaaaaaaaaaaaaaaaee",
+            b"d4:infod5:filesld6:lengthi5e4:pathl0:1:a1:be10:path.utf-8l2:..1:ceee4:name1:x12:piece lengthi16384e\
+              6:pieces20:aaaaaaaaaaaaaaaaaaaaee",
+        ],
+        run: targets::names,
+    },
+    Target {
         name: "magnet",
         seeds: &[
             b"magnet:?xt=urn:btih:abcdef0123456789abcdef0123456789abcdef01&dn=a%20b&tr=http%3A%2F%2Fx%2F&ws=u",

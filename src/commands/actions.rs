@@ -31,7 +31,11 @@ impl Execution<'_> {
     /// until the time to live is over. So are those whose answer was lost, until they are seen to be done.
     pub(super) async fn act(&self, actions: Vec<Action>) -> Attempt<ResultBody> {
         if self.request.dry_run {
-            return Ok(ResultBody::of_torrents(actions.iter().map(|action| self.dry_run(action)).collect()));
+            let mut rows = Vec::with_capacity(actions.len());
+            for action in &actions {
+                rows.push(self.dry_run(action).await);
+            }
+            return Ok(ResultBody::of_torrents(rows));
         }
         // In one write for all of them, and before the first is asked for: after a crash each may have been.
         self.note_start().await?;
@@ -150,14 +154,19 @@ impl Execution<'_> {
         self.parts.pending_effects.expect(&self.command.id, action)
     }
 
-    /// The outcome of a dry run, which knows the snapshot and does not ask the client.
-    fn dry_run(&self, action: &Action) -> TorrentOutcome {
+    /// The outcome of a dry run, which knows the snapshot and asks the client for no change.
+    async fn dry_run(&self, action: &Action) -> TorrentOutcome {
         let hash = action.hash();
         let is_known = matches!(action, Action::Add(_)) || self.read(|server| server.snapshot.contains_key(&hash));
-        match self.check(hash) {
-            Err(error) => TorrentOutcome::failed(hash, error),
-            Ok(()) if is_known => TorrentOutcome::ok(hash),
-            Ok(()) => TorrentOutcome::failed(hash, unknown_hash(hash)),
+        if let Err(error) = self.check(hash) {
+            return TorrentOutcome::failed(hash, error);
+        }
+        if !is_known {
+            return TorrentOutcome::failed(hash, unknown_hash(hash));
+        }
+        match self.parts.client.check(action).await {
+            Ok(()) => TorrentOutcome::ok(hash),
+            Err(error) => TorrentOutcome::failed(hash, command_error(&error)),
         }
     }
 

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use super::beneath::{Folder, Place, PlaceError};
-use crate::model::{CommandError, ErrorCode};
+use crate::model::{CommandError, ErrorCode, NAME_BYTES_MAX, PATH_BYTES_MAX};
 
 /// The `roots` of one server.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +40,11 @@ impl Roots {
         let path = Path::new(directory);
         if !is_plain(path) || directory.chars().any(char::is_control) {
             let message = "directory: an absolute path without `..` and control characters is right";
+            return Err(CommandError::new(ErrorCode::BadRequest, message));
+        }
+        if directory.len() > PATH_BYTES_MAX || path.iter().any(|name| name.len() > NAME_BYTES_MAX) {
+            let message =
+                "directory: a name in it is longer than 255 bytes, or all of it than 4095, which no file system takes";
             return Err(CommandError::new(ErrorCode::BadRequest, message));
         }
         let (root, rest) = self.split(path).ok_or_else(|| self.outside("directory"))?;
@@ -169,6 +174,8 @@ mod tests {
             &root.join("dangling").display().to_string(),
             &root.join("dangling/new").display().to_string(),
             &format!("{}/a\nb", root.display()),
+            &root.join("n".repeat(256)).display().to_string(),
+            &root.join("n/".repeat(2100)).display().to_string(),
         ] {
             assert!(roots.check_directory(bad).is_err(), "{bad}");
         }

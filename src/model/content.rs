@@ -111,6 +111,7 @@ pub fn with_line_feeds(text: &str) -> String {
 ///
 /// `name` and `path` may be there in other encodings as well (`name.utf-8`, `path.utf-8`).
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WrittenNames {
     /// The hash of the info dictionary that holds them.
     pub hash: InfoHash,

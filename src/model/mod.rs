@@ -17,7 +17,6 @@ mod event;
 mod filter;
 mod hook;
 mod ids;
-mod json_size;
 mod json_text;
 mod listing;
 mod magnet;
@@ -43,20 +42,20 @@ pub use action::{Action, Add, AddSource, Limits, Parts};
 pub use bencode::NotBencoded;
 pub use change::{Change, Changes};
 pub use command::{CommandError, CommandId, ErrorCode, InvalidCommandId};
-pub use content::{Content, ContentFile};
-pub(crate) use content::{WrittenNames, client_texts, is_ambiguous, stands_for, text_at, with_line_feeds};
+pub use content::{Content, ContentFile, WrittenNames};
+pub(crate) use content::{client_texts, is_ambiguous, stands_for, text_at, with_line_feeds};
 pub use custom::{CustomValues, InvalidCustomValues};
 pub use event::{Cause, EVENT_SCHEMA, Entity, Event, EventId, InvalidEventId, Kind};
 pub use filter::{Filter, FilterArguments, InvalidFilter, OneOrMore};
 pub use hook::{Hook, HookAddress, HookKey, HookSecret, HookSignal, InvalidHookAddress};
 pub use ids::{Epoch, InfoHash, InvalidInfoHash, InvalidServerName, Rev, Seq, ServerName, SinkName};
-pub(crate) use json_size::{JSON_TREE_BYTES_MAX, json_tree_bytes};
 pub use listing::{Covers, Details, Facts, File, Files, Listing, Observed, Peer, Tracker};
 pub use magnet::{InvalidMagnet, MAGNET_BYTES_MAX, Magnet};
 pub use metainfo::{
     InvalidMetainfo, MERKLE_BLOCK_BYTES, Metainfo, MetainfoBuilder, TorrentFile, merkle_root, with_resume_data,
     without_resume_data,
 };
+pub(crate) use metainfo::{NAME_BYTES_MAX, PATH_BYTES_MAX};
 pub(crate) use nearest::{known_names, nearest};
 pub use operation::{ActionFor, AddRequest, Operation, TorrentSource};
 pub use outcome::{DeletedFiles, Outcome, OutcomeStatus, Page, Part, RESULT_SCHEMA, RemainingFile, TorrentOutcome};

@@ -16,7 +16,7 @@ const URL_BYTES_MAX: usize = 2048;
 /// The schemes of trackers that clients ask. Another one may be anything to a client, also a file.
 const SCHEMES: &[&str] = &["http", "https", "udp"];
 /// A pattern for schemas: what [`TrackerChanges::checked`] takes, but for the host.
-const URL_PATTERN: &str = "^([hH][tT][tT][pP][sS]?|[uU][dD][pP])://[!-~]{1,2040}$";
+const URL_PATTERN: &str = "^([hH][tT][tT][pP][sS]?|[uU][dD][pP])://[!-.0-~][!-~]{0,2039}$";
 
 /// Changes to the trackers of a torrent. A tracker is in one of the lists at most.
 // In `Debug` numbers only: URLs of trackers hold passkeys.
@@ -101,7 +101,9 @@ impl TrackerChanges {
 fn checked_url(url: &str) -> Option<String> {
     let (scheme, rest) = url.split_once("://")?;
     let scheme = scheme.to_ascii_lowercase();
-    let is_written_right = url.len() <= URL_BYTES_MAX && url.bytes().all(|byte| byte.is_ascii_graphic());
+    // The parser would find a host behind a third slash, where a client finds none.
+    let is_written_right =
+        url.len() <= URL_BYTES_MAX && url.bytes().all(|byte| byte.is_ascii_graphic()) && !rest.starts_with('/');
     if !is_written_right || !SCHEMES.contains(&scheme.as_str()) {
         return None;
     }
@@ -130,6 +132,7 @@ mod tests {
             ("dht://", None),
             ("file:///etc/passwd", None),
             ("$execute={id}://x", None),
+            ("http:///a.example/", None),
             ("http://a.example/a b", None),
             ("http://a.example/ü", None),
             ("http://a.example/\n", None),

@@ -56,6 +56,14 @@ pub trait TorrentClient: Send + Sync {
         Ok(None)
     }
 
+    /// Checks what can be said of an action before it is requested, for a dry run; `apply` refuses the same.
+    ///
+    /// # Errors
+    /// Why the client would not carry it out.
+    async fn check(&self, _action: &Action) -> Result<(), ClientError> {
+        Ok(())
+    }
+
     /// Requests `actions`, with as few exchanges as the client allows, and returns one result for each,
     /// in their order. Only a later poll shows whether an action took effect.
     ///

@@ -69,6 +69,54 @@ async fn a_torrent_whose_check_cannot_open_its_files_takes_commands() {
     }
 }
 
+/// Returns a torrent with the same file twice, whose content is there.
+fn twice(world: &World, name: &str) -> Vec<u8> {
+    let content = world.home.downloads.join(name);
+    std::fs::create_dir(&content).unwrap();
+    ["a", "b"].iter().for_each(|file| std::fs::write(content.join(file), [1; 20_000]).unwrap());
+    let folder = MetainfoBuilder::folder(name, 16_384);
+    ["a", "b", "a"].iter().fold(folder, |torrent, path| torrent.file([*path]).content(&[1; 20_000])).build()
+}
+
+/// Two files with one path: rTorrent does not even note that the check has failed, until it comes to check another torrent.
+#[tokio::test]
+async fn a_torrent_that_rtorrent_forgets_in_its_queue_of_checks_takes_commands() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let other = Content::file("other", 20_000, 1);
+    world.home.load(&other.torrent, false).await.unwrap();
+    world.start_bridge().await;
+    for alone in [true, false] {
+        for verb in ["stop", "recheck", "delete"] {
+            let mark = world.recorder.mark();
+            let hash = world.home.load(&twice(&world, &format!("twice-{verb}-{alone}")), true).await.unwrap();
+            world.recorder.event_after(mark, "home", "added", hash).await;
+            world.home.wait_for(hash, "d.hashing", "3").await.unwrap();
+            assert_eq!(world.home.get(hash, "d.hashing_failed").await.unwrap(), "0");
+            // Of one torrent the row is read, of several the list.
+            let hashes = if alone { vec![hash] } else { vec![hash, other.hash] };
+            let body = json!({"hashes": hashes, "ttl": "4s"});
+            let result = world.recorder.command(&format!("home/command/{verb}"), body).await;
+            let of_it = result["results"].as_array().unwrap().iter().find(|row| row["hash"] == json!(hash)).unwrap();
+            assert_eq!(of_it["status"], "ok", "{verb}, {alone}: {result}");
+            if verb == "stop" {
+                assert_eq!(world.home.get(hash, "d.hashing").await.unwrap(), "0", "{result}");
+            }
+            if verb == "delete" && !alone {
+                world.home.load(&other.torrent, false).await.unwrap();
+            }
+            if verb != "delete" {
+                for command in ["d.stop", "d.close", "d.erase"] {
+                    world.home.act(hash, command, &[]).await.unwrap();
+                }
+            }
+            world.recorder.event_after(mark, "home", "removed", hash).await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_torrent_whose_check_failed_is_not_shown_as_being_checked() {
     if !can_run() {

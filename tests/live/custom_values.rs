@@ -113,8 +113,11 @@ async fn custom_values_that_cannot_be_kept_are_refused_and_nothing_is_loaded() {
         ("magnet", &magnet, json!({"k": "a\" b"}), "unsupported"),
         ("magnet", &magnet, json!({"k": "a\\"}), "unsupported"),
     ] {
-        let result = world.recorder.command("home/command/add", json!({source: value, "custom": custom})).await;
-        assert_eq!(error_code(&result), code, "{custom}: {result}");
-        assert!(world.home.hashes().await.unwrap().is_empty(), "{custom}");
+        for dry_run in [true, false] {
+            let body = json!({source: value, "custom": custom, "dry_run": dry_run});
+            let result = world.recorder.command("home/command/add", body).await;
+            assert_eq!(error_code(&result), code, "{custom}, {dry_run}: {result}");
+            assert!(world.home.hashes().await.unwrap().is_empty(), "{custom}");
+        }
     }
 }

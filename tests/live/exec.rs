@@ -63,6 +63,13 @@ async fn an_exec_client_is_monitored_and_accepts_commands() {
     let magnet = "magnet:?xt=urn:btih:0123456789abcdef0123456789abcdef01234567";
     let result = world.recorder.command("attic/command/add", json!({"magnet": magnet})).await;
     assert_eq!(result["status"], "ok", "{result}");
+    // The protocol has no place for these, which a dry run knows as well.
+    for dry_run in [true, false] {
+        let magnet = "magnet:?xt=urn:btih:1123456789abcdef0123456789abcdef01234567";
+        let body = json!({"magnet": magnet, "custom": {"k": "v"}, "dry_run": dry_run});
+        let result = world.recorder.command("attic/command/add", body).await;
+        assert_eq!(result["results"][0]["error"]["code"], "unsupported", "{result}");
+    }
     // Changed outside the bridge, and finished.
     let mut torrents: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     torrents[0]["downloaded"] = json!(10);

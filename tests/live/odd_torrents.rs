@@ -35,6 +35,13 @@ fn folder(name: &str, file: &str) -> Vec<u8> {
     torrent(&format!("d5:filesld{file}ee4:name{name}12:piece lengthi16384e6:pieces{pieces}e"))
 }
 
+/// Returns a torrent of a folder with files of 10,000 bytes at these paths.
+fn files(name: &str, paths: &[&str]) -> Vec<u8> {
+    let files: String = paths.iter().map(|path| format!("d6:lengthi10000e4:pathl{path}ee")).collect();
+    let pieces = format!("40:{}", "x".repeat(40));
+    torrent(&format!("d5:filesl{files}e4:name1:{name}12:piece lengthi16384e6:pieces{pieces}e"))
+}
+
 async fn add(world: &World, torrent: &[u8]) -> Value {
     let body = json!({"torrent": base64(torrent), "label": "odd"});
     world.recorder.command("home/command/add", body).await
@@ -136,9 +143,24 @@ async fn a_torrent_that_rtorrent_would_refuse_or_load_under_another_hash_is_refu
             "`path`",
         ),
         ("a file without a name", folder("j", "6:lengthi20000e4:pathl1:a0:e"), "`path`"),
+        ("a path twice, not in a row", files("k", &["1:a", "1:b", "1:a"]), "`files`"),
+        ("a path twice, with an empty name", files("l", &["1:a", "1:b", "0:1:a"]), "`files`"),
+        ("a file in a file", files("m", &["1:a", "1:b", "1:a1:c"]), "`files`"),
+        ("a file in the place of a folder", files("n", &["1:a1:c", "1:b", "1:a"]), "`files`"),
+        (
+            "a path as long as no file system takes",
+            files("o", &[&format!("250:{}", "p".repeat(250)).repeat(17)]),
+            "`path`",
+        ),
     ] {
         assert_refused(&world, what, &bytes, "bad_request", named).await;
     }
+    // Other programs write such padding, and rTorrent 0.9.8 takes it for files.
+    let file = |kind: &str, path: &str| format!("d{kind}6:lengthi16384e4:pathl{path}ee");
+    let paths = [("", "1:a"), ("4:attr1:p", "4:.pad"), ("", "1:b"), ("4:attr1:p", "4:.pad"), ("", "1:c")];
+    let list: String = paths.iter().map(|(kind, path)| file(kind, path)).collect();
+    let padded = torrent(&format!("d5:filesl{list}e4:name1:p12:piece lengthi16384e{}e", pieces(5)));
+    assert_refused(&world, "the same padding twice", &padded, "unsupported", "padding").await;
     let events = world.recorder.assert_gap_free("home");
     assert!(events.iter().all(|event| event["event_type"] != "added"), "{events:?}");
 }

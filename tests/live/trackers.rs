@@ -122,6 +122,7 @@ async fn trackers_that_cannot_be_changed_are_refused_and_nothing_is_half_done() 
         (hash, json!({"add": ["file:///etc/secret"]}), "bad_request"),
         (hash, json!({"add": ["$execute={touch,secret}"]}), "bad_request"),
         (hash, json!({"add": ["dht://"]}), "bad_request"),
+        (hash, json!({"add": ["http:///127.0.0.1/secret"]}), "bad_request"),
         (hash, json!({"add": ["http://127.0.0.1/\n"]}), "bad_request"),
         (hash, json!({"add": [NEW], "disable": [NEW]}), "bad_request"),
         (hash, json!({"add": vec![NEW; 51]}), "bad_request"),
@@ -133,6 +134,8 @@ async fn trackers_that_cannot_be_changed_are_refused_and_nothing_is_half_done() 
         assert!(!result.to_string().contains("secret"), "{result}");
         assert_eq!(trackers(&world.home, hash).await, rows(&[(FIRST, true), (SECOND, true)]), "{body}");
     }
+    let dry = world.recorder.command(&topic(hash), json!({"remove": [FIRST], "dry_run": true})).await;
+    assert_eq!(error_code(&dry), "unsupported", "{dry}");
     // On the server's topic nothing says which torrent.
     let result = world.recorder.command("home/command/trackers", json!({"add": [NEW]})).await;
     assert_eq!(error_code(&result), "bad_request", "{result}");

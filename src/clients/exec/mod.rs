@@ -160,6 +160,7 @@ impl ExecClient {
     }
 
     async fn request(&self, action: &Action) -> Result<Applied, ClientError> {
+        check_custom(action)?;
         let (method, params) = match action {
             Action::Pause(hash) => ("pause", json!({"hash": hash})),
             Action::Resume(hash) => ("resume", json!({"hash": hash})),
@@ -170,12 +171,6 @@ impl ExecClient {
             Action::Announce(hash) => ("announce", json!({"hash": hash})),
             Action::Label(hash, label) => ("label", json!({"hash": hash, "label": label})),
             Action::Priority(hash, priority) => ("priority", json!({"hash": hash, "priority": priority})),
-            Action::Add(add) if !add.custom.is_empty() => {
-                // The protocol has no key for them, and a program that ignored them would make the result untrue.
-                return Err(ClientError::Unsupported {
-                    what: "keep custom values: a program has no place for them".to_owned(),
-                });
-            }
             Action::Add(add) => ("add", params_of_add(add)),
             Action::Hold(_)
             | Action::Release(_)
@@ -192,6 +187,15 @@ impl ExecClient {
         let is_over = matches!(action, Action::Announce(_) | Action::Recheck(_));
         Ok(if is_over { Applied::Seen } else { Applied::Asked })
     }
+}
+
+/// Refuses custom values: the protocol has no key for them, and a program that ignored them would make the result untrue.
+fn check_custom(action: &Action) -> Result<(), ClientError> {
+    if matches!(action, Action::Add(add) if !add.custom.is_empty()) {
+        let what = "keep custom values: a program has no place for them".to_owned();
+        return Err(ClientError::Unsupported { what });
+    }
+    Ok(())
 }
 
 /// The program that answered.
@@ -265,6 +269,10 @@ impl TorrentClient for ExecClient {
             found.push(self.details(*hash, parts).await?);
         }
         Ok(found)
+    }
+
+    async fn check(&self, action: &Action) -> Result<(), ClientError> {
+        check_custom(action)
     }
 
     async fn apply(&self, actions: &[Action]) -> Vec<Result<Applied, ClientError>> {

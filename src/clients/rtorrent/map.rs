@@ -129,7 +129,8 @@ impl TorrentRow {
     /// Returns whether it is hash-checked, or waits for that.
     ///
     /// A check that cannot open a file ends with `hashing_failed`, and leaves `hashing` as it was. rTorrent does not
-    /// take such a torrent up again (`receive_hashing_changed` skips it), so nothing will change it but a command.
+    /// take such a torrent up again (`receive_hashing_changed` skips it), so nothing will change it but a command. Those
+    /// that it forgets without `hashing_failed` are known by others alone (`actions::forgotten`).
     pub(super) fn is_checking(&self) -> bool {
         self.is_hash_checking || self.hashing != 0 && !self.hashing_failed
     }

@@ -234,6 +234,10 @@ impl TorrentClient for RtorrentClient {
         content::default_directory(self).await
     }
 
+    async fn check(&self, action: &Action) -> Result<(), ClientError> {
+        actions::check(self, action).await
+    }
+
     async fn apply(&self, actions: &[Action]) -> Vec<Result<Applied, ClientError>> {
         actions::apply(self, actions).await
     }

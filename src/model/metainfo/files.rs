@@ -3,12 +3,16 @@
 //! Which of several names a client takes for the path depends on its settings: rTorrent takes `name.utf-8` with
 //! `encoding.add = utf-8`, and checks it less than `name`. So every one is checked, whatever the client.
 
+use std::collections::{HashMap, HashSet};
+
 use super::fields::{InvalidMetainfo, lookup, size, wrong};
 use crate::model::bencode::Value;
 use crate::model::printable;
 
 /// Longest name of a file or folder, in bytes, on the file systems of Linux (`NAME_MAX`).
-const NAME_BYTES_MAX: usize = 255;
+pub(crate) const NAME_BYTES_MAX: usize = 255;
+/// Longest path, in bytes, without the NUL behind it (`PATH_MAX`).
+pub(crate) const PATH_BYTES_MAX: usize = 4095;
 
 /// A file in a torrent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,24 +93,62 @@ fn check_link(file: Value<'_>) -> Result<(), InvalidMetainfo> {
     lookup(file, "symlink path")?.map_or(Ok(()), |value| path(value, "symlink path").map(drop))
 }
 
+/// The places that the files of a torrent take.
+#[derive(Default)]
+struct Places<'a> {
+    /// The path of each file, and whether it is padding.
+    files: HashMap<Vec<&'a [u8]>, bool>,
+    folders: HashSet<Vec<&'a [u8]>>,
+}
+
+impl<'a> Places<'a> {
+    /// Takes the paths of one file; `false` if one of them is a file or a folder already.
+    ///
+    /// rTorrent loads such a torrent, cannot open its files, and leaves it in the queue of checks for ever. The same
+    /// padding may be there several times: it is named by its length.
+    fn take(&mut self, paths: &[KeyedPath<'a>], is_padding: bool) -> bool {
+        // Empty names lead to the same place, and a path in several encodings is still one file's.
+        let paths: HashSet<Vec<&[u8]>> =
+            paths.iter().map(|(_, path)| path.iter().copied().filter(|name| !name.is_empty()).collect()).collect();
+        let is_free = |path: &Vec<&[u8]>| {
+            self.files.get(path).is_none_or(|was_padding| *was_padding && is_padding)
+                && !self.folders.contains(path)
+                && !folders_of(path).any(|folder| self.files.contains_key(folder))
+        };
+        let are_free = paths.iter().all(is_free);
+        self.folders.extend(paths.iter().flat_map(|path| folders_of(path)).map(<[_]>::to_vec));
+        self.files.extend(paths.into_iter().map(|path| (path, is_padding)));
+        are_free
+    }
+}
+
+/// Returns the path of each folder above a file.
+fn folders_of<'p, 'a>(path: &'p [&'a [u8]]) -> impl Iterator<Item = &'p [&'a [u8]]> {
+    (1..path.len()).map(|count| &path[..count])
+}
+
 /// Returns the files of version 1.
 pub(super) fn listed_files(list: Value<'_>) -> Result<Vec<TorrentFile>, InvalidMetainfo> {
     let mut files = Vec::new();
-    let mut paths_before: Vec<KeyedPath<'_>> = Vec::new();
+    let (mut paths_before, mut places): (Vec<KeyedPath<'_>>, _) = (Vec::new(), Places::default());
     for file in list.list().ok_or_else(|| wrong("files", "is not a list"))? {
         let paths = paths(file)?;
         check_link(file)?;
+        let attributes = lookup(file, "attr")?.and_then(Value::text).unwrap_or_default();
+        let is_padding = attributes.contains(&b'p');
         // rTorrent aborts (`verify_file_list() 3`) if the path of a file begins with the whole path of the one before
-        // it. Further apart, repeated paths are harmless and occur in real torrents: padding files are named by length.
+        // it, padding included.
         let begins = |path: &[&[u8]]| paths_before.iter().any(|(_, before)| path.starts_with(before));
-        if paths.iter().any(|(_, path)| begins(path)) {
-            return Err(wrong("files", "has a file twice in a row, or one inside the other"));
+        if paths.iter().any(|(_, path)| begins(path)) || !places.take(&paths, is_padding) {
+            return Err(wrong("files", "has a file twice, or one inside the other"));
         }
         let (_, names) = paths.iter().find(|(key, _)| *key == b"path").ok_or_else(|| wrong("path", "is missing"))?;
         let names = names.iter().filter(|name| !name.is_empty());
         names.clone().try_for_each(|name| check_length(name, "path"))?;
-        let attributes = lookup(file, "attr")?.and_then(Value::text).unwrap_or_default();
-        let (path, is_padding) = (names.map(|name| name.to_vec()).collect(), attributes.contains(&b'p'));
+        let path: Vec<Vec<u8>> = names.map(|name| name.to_vec()).collect();
+        if path.iter().map(|name| name.len() + 1).sum::<usize>() > PATH_BYTES_MAX {
+            return Err(wrong("path", "is longer than 4095 bytes, which no file system takes"));
+        }
         files.push(TorrentFile { path, length: size(file, "length")?, is_padding, root: None });
         paths_before = paths;
     }

@@ -23,6 +23,7 @@ pub use self::builder::MetainfoBuilder;
 pub use self::fields::InvalidMetainfo;
 use self::fields::{lookup, size, wrong};
 pub use self::files::TorrentFile;
+pub(crate) use self::files::{NAME_BYTES_MAX, PATH_BYTES_MAX};
 pub use self::merkle::{MERKLE_BLOCK_BYTES, merkle_root};
 use super::InfoHash;
 use super::bencode::Encode::{self, List, Number};
@@ -222,23 +223,44 @@ mod tests {
     const KNOWN: &[u8] = b"d8:announce29:http://tracker.example:80/ann4:infod6:lengthi5e4:name5:hello12:piece lengthi16384e6:pieces20:aaaaaaaaaaaaaaaaaaaaee";
 
     #[test]
-    fn files_that_would_abort_rtorrent_are_refused() {
+    fn files_that_would_abort_rtorrent_or_never_open_are_refused() {
         let built = |paths: &[&[&str]]| {
             let folder = MetainfoBuilder::folder("f", 16 << 10);
             let content =
                 |torrent: MetainfoBuilder, path: &&[&str]| torrent.file(path.iter().copied()).content(b"12345");
             paths.iter().fold(folder, content).build()
         };
-        for bad in [&[&["a"][..], &["a"]][..], &[&["a"], &["a", "b"]], &[&["z"], &["a", "b"], &["a", "b"]]] {
+        for bad in [
+            &[&["a"][..], &["a"]][..],
+            &[&["a"], &["a", "b"]],
+            &[&["z"], &["a", "b"], &["a", "b"]],
+            // Further apart: rTorrent loads it, and never opens it.
+            &[&["a"], &["b"], &["a"]],
+            &[&["a"], &["b"], &["", "a"]],
+            &[&["a"], &["b"], &["a", "c"]],
+            &[&["a", "c"], &["b"], &["a"]],
+        ] {
             let error = Metainfo::parse(&built(bad)).unwrap_err();
-            assert!(error.to_string().contains("twice in a row"), "{bad:?}: {error}");
+            assert!(error.to_string().contains("has a file twice"), "{bad:?}: {error}");
         }
-        for good in [&[&["a"][..], &["ab"]][..], &[&["a", "b"], &["a", "c"]], &[&["a"], &["b"], &["a"]]] {
+        for good in [&[&["a"][..], &["ab"]][..], &[&["a", "b"], &["a", "c"]], &[&["a"], &["b"], &["A"]]] {
             assert!(Metainfo::parse(&built(good)).is_ok(), "{good:?}");
         }
+        let padding = |path: &str| {
+            let of_two = format!(
+                "d4:attr1:p6:lengthi1e4:pathl1:peed6:lengthi1e4:pathl1:aeed4:attr1:p6:lengthi1e4:pathl1:{path}ee"
+            );
+            format!("d4:infod5:filesl{of_two}e4:name1:f12:piece lengthi16384e6:pieces20:aaaaaaaaaaaaaaaaaaaaee")
+        };
+        assert!(Metainfo::parse(padding("p").as_bytes()).is_ok(), "padding is named by its length");
+        assert!(Metainfo::parse(padding("a").as_bytes()).is_err(), "no padding in the place of a file");
+        let long: Vec<String> = (0..20).map(|number| format!("{number:0250}")).collect();
+        let long: Vec<&str> = long.iter().map(String::as_str).collect();
+        let error = Metainfo::parse(&built(&[&long])).unwrap_err();
+        assert!(error.to_string().contains("4095"), "{error}");
         let other_encoding = b"d4:infod5:filesld6:lengthi1e4:pathl1:aeed6:lengthi1e4:pathl1:be10:path.utf-8l1:aeee\
             4:name1:f12:piece lengthi16384e6:pieces20:aaaaaaaaaaaaaaaaaaaaee";
-        assert!(Metainfo::parse(other_encoding).unwrap_err().to_string().contains("twice in a row"));
+        assert!(Metainfo::parse(other_encoding).unwrap_err().to_string().contains("has a file twice"));
     }
 
     #[test]

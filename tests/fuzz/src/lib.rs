@@ -9,7 +9,9 @@ use dtorrent::clients::rtorrent::calls::{Answers, Cell, Fault};
 use dtorrent::clients::rtorrent::transport::reply_header;
 use dtorrent::clients::rtorrent::{jsonrpc, xmlrpc as xml};
 use dtorrent::commands::{Envelope, Request};
-use dtorrent::model::{EventId, HookAddress, HookSecret, HookSignal, InfoHash, Magnet, Metainfo, Timestamp, Verb};
+use dtorrent::model::{
+    EventId, HookAddress, HookSecret, HookSignal, InfoHash, Magnet, Metainfo, Timestamp, Verb, WrittenNames,
+};
 use dtorrent::sinks::home_assistant::commands::command;
 use dtorrent::sinks::home_assistant::names::Device;
 use dtorrent::sinks::mqtt::topics::Topics;
@@ -67,6 +69,25 @@ pub fn bencode(bytes: &[u8]) {
         for name in metainfo.files.iter().flat_map(|file| &file.path) {
             assert!(!name.is_empty() && name != b".." && !name.contains(&b'/') && !name.contains(&0));
         }
+    }
+}
+
+/// Reads the names in an untrusted .torrent file: none leads out of the place that it is put into.
+pub fn names(bytes: &[u8]) {
+    let Some(names) = WrittenNames::parse(bytes) else { return };
+    let paths = names.files.iter().flatten().flatten();
+    for path in names.names.iter().chain(paths) {
+        let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+        assert!(!parts.contains(&&b".."[..]) && !parts.contains(&&b"."[..]) && !path.contains(&0));
+        assert!(parts.last().is_some_and(|name| !name.is_empty()));
+    }
+    assert!(names.names.iter().all(|name| !name.contains(&b'/')));
+    // What is a torrent has names for each of its files, or it would not be found where it is.
+    if let Ok(metainfo) = Metainfo::parse(bytes)
+        && metainfo.v1.is_some()
+    {
+        assert!(!names.names.is_empty());
+        assert_eq!(names.files.map(|files| files.len()), metainfo.is_folder.then_some(metainfo.files.len()));
     }
 }
 

@@ -18,6 +18,7 @@ pub struct Wish {
     pub label: Option<&'static str>,
     pub priority: Option<u8>,
     pub directory: Option<String>,
+    pub custom: Vec<(&'static str, &'static str)>,
 }
 
 /// A request to add something.
@@ -51,6 +52,20 @@ const BAD_NAMES: &[&[u8]] = &[b"", b".", b"..", b"a/b", b"../../outside", b"/etc
 
 const LABELS: &[&str] = &["linux", "100%", "a, b", "Ünï 🦀", "$execute={id}", " x ", "50%41", "\"q\" \\"];
 
+/// Custom values; a magnet link keeps not all of them, and no emoji is shown.
+const CUSTOM: &[(&str, &str)] = &[
+    ("source", "sonarr"),
+    ("x-my.key_1", "a, b;c{d}(e)=f|g"),
+    ("code", "$execute.nothrow={touch,executed}"),
+    ("quoted", "\"q\" \\"),
+    ("emoji", "crab 🦀"),
+    ("empty", ""),
+    ("blank", " x "),
+    ("control", "a\nb"),
+    ("addtime", "5"),
+    ("odd key", "x"),
+];
+
 struct Shaper<'a> {
     rng: &'a mut StdRng,
     oddities: Vec<&'static str>,
@@ -77,6 +92,9 @@ pub fn odd_add(rng: &mut StdRng, place: usize, downloads: &Path) -> OddAdd {
         if let Some(value) = value {
             body[key] = value;
         }
+    }
+    for (key, value) in &wish.custom {
+        body["custom"][*key] = json!(value);
     }
     OddAdd { body, wish, oddities: shaper.oddities }
 }
@@ -129,7 +147,9 @@ impl Shaper<'_> {
         };
         let label = (!self.one_in(3)).then(|| self.pick(LABELS));
         let priority = (!self.one_in(3)).then(|| self.rng.random_range(0..4));
-        Wish { start: self.one_in(2), label, priority, directory }
+        let some = if self.one_in(4) { self.rng.random_range(1..4) } else { 0 };
+        let custom = (0..some).map(|_| CUSTOM[self.rng.random_range(0..CUSTOM.len())]).collect();
+        Wish { start: self.one_in(2), label, priority, directory, custom }
     }
 
     // --- torrents ----------------------------------------------------------------------------------
@@ -230,9 +250,11 @@ impl Shaper<'_> {
             pieces.extend_from_slice(b"xxxxxxx");
         }
         pairs.push((b"pieces", text(&pieces)));
-        if self.is_odd("name.utf-8") {
-            let other = [&name[..], self.pick(TEXTS), self.pick(BAD_NAMES)];
-            pairs.push((b"name.utf-8", text(other[self.rng.random_range(0..3)])));
+        for (oddity, key) in [("name.utf-8", &b"name.utf-8"[..]), ("name.utf8", b"name.utf8")] {
+            if self.is_odd(oddity) {
+                let other = [&name[..], self.pick(TEXTS), self.pick(BAD_NAMES)];
+                pairs.push((key, text(other[self.rng.random_range(0..3)])));
+            }
         }
         pairs.push((b"name", text(&name)));
         if self.one_in(4) {
@@ -264,10 +286,10 @@ impl Shaper<'_> {
     fn files(&mut self) -> Vec<(i64, Vec<u8>)> {
         let count = self.rng.random_range(0..5);
         let mut files = Vec::new();
-        let mut before: Vec<Vec<u8>> = Vec::new();
+        let (mut before, mut first): (Vec<Vec<u8>>, Vec<Vec<u8>>) = Default::default();
         for file in 0..count {
             let unique = format!("file {file}").into_bytes();
-            let path: Vec<Vec<u8>> = match self.rng.random_range(0..16) {
+            let path: Vec<Vec<u8>> = match self.rng.random_range(0..20) {
                 0 => vec![self.noted("bad path", BAD_NAMES).to_vec(), unique],
                 1 => vec![Vec::new(), unique],
                 2 => vec![unique, Vec::new()],
@@ -282,6 +304,22 @@ impl Shaper<'_> {
                     [before.clone(), vec![unique]].concat()
                 }
                 7 => Vec::new(),
+                8 => {
+                    self.oddities.push("the first path again");
+                    first.clone()
+                }
+                9 => {
+                    self.oddities.push("a path in the first");
+                    [first.clone(), vec![unique]].concat()
+                }
+                10 => {
+                    self.oddities.push("a folder of another file");
+                    first.split_last().map(|(_, folder)| folder.to_vec()).unwrap_or_default()
+                }
+                11 => {
+                    self.oddities.push("a path of 5000 bytes");
+                    vec![vec![b'l'; 250]; 20]
+                }
                 _ => vec![b"folder".to_vec(), unique],
             };
             let length = if self.one_in(6) { 0 } else { self.rng.random_range(1..30_000) };
@@ -298,6 +336,9 @@ impl Shaper<'_> {
                 pairs.push((b"path.utf-8", list([text(other[self.rng.random_range(0..2)])])));
             }
             self.disorder("file", &mut pairs);
+            if file == 0 {
+                first.clone_from(&path);
+            }
             before = path;
             files.push((length, dictionary(pairs)));
         }

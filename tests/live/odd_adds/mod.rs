@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dtorrent_peers::InfoHash;
-use dtorrent_peers::rtorrent::Rtorrent;
+use dtorrent_peers::rtorrent::{Argument, Rtorrent};
 use percent_encoding::percent_decode_str;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -128,6 +128,12 @@ async fn difference(home: &Rtorrent, hash: InfoHash, wish: &Wish) -> Option<Stri
     }
     if wish.priority.is_some_and(|wanted| priority != wanted.to_string()) {
         return Some(format!("the priority is {priority}"));
+    }
+    for (key, value) in &wish.custom {
+        let stored = home.rpc.call("d.custom", &[hash.to_rpc().as_str(), key].map(Argument::Text)).await.unwrap();
+        if stored != [*value] {
+            return Some(format!("the custom value {key} is {stored:?}"));
+        }
     }
     (!wish.directory.as_deref().is_none_or(is_there)).then(|| format!("the directory is {directory}"))
 }

@@ -4,6 +4,7 @@
 //! file is loaded stopped, gets what belongs to it, and is then started. A magnet link takes that along as
 //! commands, because rTorrent replaces the placeholder when the link is resolved, and forgets what was set.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use super::super::{map, xmlrpc};
 use super::custom;
 use super::single::{CurrentTorrent, SingleAction};
 use super::{EFFECT_INTERVAL, Outcome, check_directory, check_priority, priority_calls};
-use crate::model::{Add, AddSource, InfoHash, printable};
+use crate::model::{Add, AddSource, InfoHash, Metainfo, printable};
 use crate::port::{Applied, ClientError};
 
 /// Maximum time for a loaded torrent to appear: a millisecond or two, unless rTorrent is busy.
@@ -32,17 +33,9 @@ const CREATION_FAILED: &str = "Command on torrent creation failed";
 impl SingleAction<'_> {
     /// Loads a torrent with its directory, label and priority, and starts it if that is wanted.
     pub(super) async fn add(&self, add: &Add) -> Outcome {
-        if let Some(priority) = add.priority {
-            check_priority(priority)?;
-        }
-        if let Some(directory) = &add.directory {
-            check_directory(directory)?;
-        }
-        if matches!(self.hash, InfoHash::V2(_)) {
-            return Err(ClientError::Unsupported { what: "load a torrent that is only of version 2".to_owned() });
-        }
         let access = self.client.access().await;
         let probe = access.probe().await?;
+        check(add, &probe)?;
         // rTorrent ignores a second load, and the commands that go with it.
         if access.read_row(self.hash, Vec::new()).await?.is_some() {
             return match self.other_custom(&access, &add.custom).await? {
@@ -54,7 +47,6 @@ impl SingleAction<'_> {
                 }
             };
         }
-        custom::check_readable(&add.custom, &probe)?;
         // rTorrent's own clock, by which its other times are, too.
         let time = access.call(&[Call::global("system.time_seconds")]).await?;
         let now = time.first().and_then(|time| time.as_ref().ok()?.int());
@@ -169,6 +161,37 @@ impl SingleAction<'_> {
         }
         Ok(())
     }
+}
+
+/// Checks what this rTorrent would not load, or not keep as it is asked.
+pub(super) fn check(add: &Add, probe: &Probe) -> Result<(), ClientError> {
+    if let Some(priority) = add.priority {
+        check_priority(priority)?;
+    }
+    if let Some(directory) = &add.directory {
+        check_directory(directory)?;
+    }
+    if matches!(add.hash, InfoHash::V2(_)) {
+        return Err(ClientError::Unsupported { what: "load a torrent that is only of version 2".to_owned() });
+    }
+    custom::check_readable(&add.custom, probe)?;
+    match &add.source {
+        AddSource::Magnet(link) => magnet_call(link, add, None).map(drop),
+        AddSource::Torrent(file) if probe.is_legacy => check_padding(file),
+        AddSource::Torrent(_) => Ok(()),
+    }
+}
+
+/// Refuses padding that is in the torrent several times, which a version that takes it for files cannot open.
+fn check_padding(torrent: &[u8]) -> Result<(), ClientError> {
+    let files = Metainfo::parse(torrent).map(|metainfo| metainfo.files).unwrap_or_default();
+    let mut seen = BTreeSet::new();
+    if files.iter().filter(|file| file.is_padding).all(|file| seen.insert(&file.path)) {
+        return Ok(());
+    }
+    let what =
+        "open a torrent that has the same padding file several times: this version does not know padding".to_owned();
+    Err(ClientError::Unsupported { what })
 }
 
 /// Raises the request limit of xmlrpc-c, which refuses larger requests; TinyXML-2 has none.

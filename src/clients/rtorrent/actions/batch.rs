@@ -14,7 +14,7 @@ use super::super::probe::Probe;
 use super::super::transport::WireFormat;
 use super::super::{Access, RtorrentClient, xmlrpc};
 use super::rules::{self, Plan};
-use super::{Outcome, check_priority};
+use super::{Outcome, check_priority, forgotten};
 use crate::model::{Action, InfoHash};
 use crate::port::{Applied, ClientError};
 
@@ -23,7 +23,12 @@ pub(super) async fn apply(client: &RtorrentClient, actions: &[&Action]) -> Vec<O
     let access = client.access().await;
     let read = async {
         let probe = access.probe().await?;
-        Ok::<_, ClientError>((probe, rows_of(&access, actions).await?))
+        let mut rows = rows_of(&access, actions).await?;
+        let hashes: BTreeSet<InfoHash> =
+            actions.iter().filter_map(|action| rules::plan(action)).map(|(hash, _)| hash).collect();
+        let of_actions = rows.iter_mut().filter(|(hash, _)| hashes.contains(*hash)).map(|(_, row)| row);
+        forgotten::mark(&access, of_actions).await?;
+        Ok::<_, ClientError>((probe, rows))
     };
     let (probe, rows) = match read.await {
         Ok(read) => read,

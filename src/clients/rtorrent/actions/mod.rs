@@ -22,6 +22,7 @@ mod add;
 mod announces;
 mod batch;
 mod custom;
+mod forgotten;
 mod large;
 mod rules;
 mod single;
@@ -60,6 +61,15 @@ impl ActionState {
         if let Action::Resume(hash) | Action::Start(hash) | Action::Stop(hash) | Action::Delete(hash) = action {
             self.pause_after_check.remove(hash);
         }
+    }
+}
+
+/// Checks what can be said of an action before it is requested.
+pub(super) async fn check(client: &RtorrentClient, action: &Action) -> Result<(), ClientError> {
+    match action {
+        Action::Add(add) => add::check(add, &*client.access().await.probe().await?),
+        Action::Trackers(_, changes) => trackers::check(changes),
+        _ => Ok(()),
     }
 }
 

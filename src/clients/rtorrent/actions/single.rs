@@ -10,7 +10,7 @@ use super::super::map::TorrentRow;
 use super::super::probe::Probe;
 use super::super::{Access, RtorrentClient};
 use super::rules::{self, Rule};
-use super::{EFFECT_INTERVAL, Outcome, check_directory};
+use super::{EFFECT_INTERVAL, Outcome, check_directory, forgotten};
 use crate::model::{InfoHash, is_at_or_below, printable};
 use crate::port::{Applied, ClientError};
 
@@ -53,7 +53,8 @@ impl<'a> SingleAction<'a> {
     ///
     /// Announces are counted here, so the calls have to be made.
     async fn prepare(&self, rule: &Rule) -> Result<(CurrentTorrent<'a>, Vec<Call>), ClientError> {
-        let current = self.read().await?;
+        let mut current = self.read().await?;
+        forgotten::mark(&current.access, [&mut current.row]).await?;
         let methods = rule.methods(&current.row, &current.probe)?;
         if !methods.is_empty() {
             // To the trackers a stop, a start and a re-check are announces as well.

@@ -1,7 +1,7 @@
 //! The trackers of a torrent: added, and switched on and off.
 //!
-//! No version of rTorrent has a method that removes a tracker. One that was added stays, and one that is switched off
-//! stays so over a restart of rTorrent once the session is saved, as was tried on 0.9.8; so to disable is the nearest.
+//! rTorrent 0.9.8, on which this was tried, has no method that removes a tracker. One that was added stays, and one that is
+//! switched off stays so over a restart of rTorrent once the session is saved; so to disable is the nearest.
 
 use super::super::Access;
 use super::super::calls::{Call, Value};
@@ -14,6 +14,15 @@ use crate::port::{Applied, ClientError};
 /// The tier of a tracker that is added: asked with the first ones.
 const TIER: &str = "0";
 
+/// Refuses what rTorrent has no method for.
+pub(super) fn check(changes: &TrackerChanges) -> Result<(), ClientError> {
+    if changes.remove.is_empty() {
+        return Ok(());
+    }
+    let what = "remove a tracker: rTorrent has no method for it; disable it instead".to_owned();
+    Err(ClientError::Unsupported { what })
+}
+
 struct Tracker {
     url: String,
     is_enabled: bool,
@@ -22,10 +31,7 @@ struct Tracker {
 impl SingleAction<'_> {
     /// Changes the trackers, and reads them again.
     pub(super) async fn trackers(&self, changes: &TrackerChanges) -> Outcome {
-        if !changes.remove.is_empty() {
-            let what = "remove a tracker: rTorrent has no method for it; disable it instead".to_owned();
-            return Err(ClientError::Unsupported { what });
-        }
+        check(changes)?;
         let CurrentTorrent { access, probe, row } = self.read().await?;
         if row.fixed.is_meta {
             let reason = "it is a magnet link, which forgets its trackers when it is resolved; change them then";
