@@ -47,6 +47,7 @@ impl Execution<'_> {
         self.ask_until_taken(&mut requests).await?;
         // Once for all of them: every poll that begins from now on can show all effects.
         self.wake();
+        self.queue.set_waiting(&self.command.id);
         let mut rows = self.conclude(requests).await;
         rows.sort_by_key(|row| row.hash);
         Ok(ResultBody::of_torrents(rows))
@@ -95,7 +96,10 @@ impl Execution<'_> {
     async fn conclude(&self, requests: Vec<Request<'_>>) -> Vec<TorrentOutcome> {
         let until = Instant::now() + self.effect_timeout();
         let mut rows = Vec::with_capacity(requests.len());
-        for Request { action, stage, effect } in requests {
+        // Nothing is loaded any more, and the wait may be long.
+        let requests =
+            requests.into_iter().map(|request| Request { action: request.action.without_source(), ..request });
+        for Request { action, stage, effect } in requests.collect::<Vec<_>>() {
             let error = match stage {
                 Stage::Done(row) => {
                     rows.push(row);
@@ -108,7 +112,9 @@ impl Execution<'_> {
                     (!is_shown).then(|| unanswered(&error))
                 }
                 Stage::Asked { is_seen, error } => {
-                    let is_done = self.is_shown(&action, effect, until).await || is_seen;
+                    // No poll shows an announce; only the client itself can have seen it.
+                    let may_be_shown = is_seen || !matches!(action, Action::Announce(_));
+                    let is_done = may_be_shown && self.is_shown(&action, effect, until).await || is_seen;
                     (!is_done).then(|| error.unwrap_or_else(|| self.not_shown(&action)))
                 }
             };
@@ -140,7 +146,15 @@ impl Execution<'_> {
 
     /// Returns the error of an action that the client has taken and no poll has shown.
     fn not_shown(&self, action: &Action) -> CommandError {
-        let Action::Add(add) = action else { return unconfirmed() };
+        let add = match action {
+            Action::Add(add) => add,
+            Action::Announce(_) => {
+                let message = "the client was asked, and within some seconds none of the trackers showed an announce: \
+                               one that was asked a short time ago is asked again when its own interval is over";
+                return CommandError::new(ErrorCode::Unconfirmed, message);
+            }
+            _ => return unconfirmed(),
+        };
         let reason = self.read(|server| server.snapshot.get(&add.hash).map(|one| difference(add, &one.torrent)));
         let reason = reason.unwrap_or_else(|| "the client does not list it".to_owned());
         CommandError::new(ErrorCode::Unconfirmed, format!("the client has taken it, but after a while {reason}"))

@@ -9,6 +9,13 @@
 //!  └───────────────────── the client answers again ◄──┘
 //! ```
 
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+use tracing::warn;
+
 use super::errors::command_error;
 use super::execution::Execution;
 use super::pending_effects::EffectWaiter;
@@ -17,6 +24,10 @@ use crate::port::{Applied, ClientError};
 
 /// Most torrents of one request to the client; between two such batches other commands have their turn.
 const BATCH: usize = 100;
+/// Maximum time for which an `add` keeps others of its origin waiting: after that it mostly waits for the client itself.
+const ADD_TURN: Duration = Duration::from_millis(500);
+/// A torrent of more bytes keeps its turn: many such at once would be too much for the memory.
+const SMALL_BYTES_MAX: usize = 512 << 10;
 
 /// An action of a command, and how far it has come.
 pub(super) struct Request<'a> {
@@ -165,14 +176,19 @@ impl Execution<'_> {
         let answers = if is_short {
             self.turns.apply(&self.command.origin, actions()).await
         } else {
-            let _permit = self.long_turn().await;
+            let permit = self.long_turn().await;
             // `add` reads the client first; the batch consists of it alone, as a command adds one torrent.
             if let [request] = requests
                 && let Action::Add(add) = &request.action
             {
-                return vec![self.ask_to_add(add, self.command.is_started || request.may_be_done()).await];
+                let asking = self.ask_to_add(add, self.command.is_started || request.may_be_done());
+                return vec![self.in_turn(permit, add.source.bytes() <= SMALL_BYTES_MAX, asking).await];
             }
-            self.parts.client.apply(&actions()).await
+            let answers = self.parts.client.apply(&actions()).await;
+            // Not held while another turn is waited for.
+            drop(permit);
+            self.release_refused(requests, &answers).await;
+            answers
         };
         let judge = |(request, answer): (&&mut Request<'_>, Result<Applied, ClientError>)| match answer {
             Ok(applied) => Answer::Applied(applied),
@@ -182,6 +198,37 @@ impl Execution<'_> {
             Err(error) => Answer::Failed(error),
         };
         requests.iter().zip(answers).map(judge).collect()
+    }
+
+    /// Lets torrents go on whose move the client has refused: they were held for it. A client that did not find the content
+    /// at the new place has forgotten what it has, so it looks again.
+    async fn release_refused(&self, requests: &[&mut Request<'_>], answers: &[Result<Applied, ClientError>]) {
+        for (request, answer) in requests.iter().zip(answers) {
+            let (Action::Move(hash, _), Err(ClientError::Precondition { .. } | ClientError::Fault { .. })) =
+                (&request.action, answer)
+            else {
+                continue;
+            };
+            for step in [Action::Release(*hash), Action::Recheck(*hash)] {
+                if let Err(error) = self.insist(&step).await {
+                    warn!(server = %self.parts.server, id = %self.command.id, %hash, %error, "torrent not as before");
+                }
+            }
+        }
+    }
+
+    /// Returns what `asking` comes to. If it takes long it gives its turn to others, where it may.
+    async fn in_turn<T>(&self, permit: OwnedSemaphorePermit, may_give: bool, asking: impl Future<Output = T>) -> T {
+        let mut asking = pin!(asking);
+        if !may_give {
+            return asking.await;
+        }
+        if let Ok(answer) = timeout(ADD_TURN, &mut asking).await {
+            return answer;
+        }
+        drop(permit);
+        self.queue.set_waiting(&self.command.id);
+        asking.await
     }
 
     fn was_deleted(&self, request: &Request<'_>) -> bool {

@@ -13,6 +13,11 @@ pub(super) fn precondition(message: impl Into<String>) -> CommandError {
     CommandError::new(ErrorCode::Precondition, message)
 }
 
+/// Returns the error of a command whose time to live was over before it was done; `state` says how things are.
+pub(super) fn out_of_time(state: &str) -> CommandError {
+    precondition(format!("its time to live was over before it was done, give it a longer `ttl`: {state}")).retryable()
+}
+
 pub(super) fn unknown_hash(hash: InfoHash) -> CommandError {
     command_error(&ClientError::UnknownHash(hash))
 }

@@ -8,28 +8,31 @@
 //!
 //! The parts: queries in `queries`, changes of torrents in `actions`, those that touch files in `file_operations`.
 //!
-//! Whatever the client shows, a command ends [`END_TIMEOUT`] after its time to live, and its place in the queue is
-//! free. Only one that is moving or deleting files goes on until they are whole at one of the two places.
+//! Whatever the client and the disk do, a command has its result [`END_TIMEOUT`] after its time to live, and its place in
+//! the queue is free. Only one that was moving or deleting files by then goes on behind its result, until they are whole at
+//! one of the two places: meanwhile no other command may touch the torrent. Such a result says what is under way.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
+use tracing::info;
 
 use super::client_turns::ClientTurns;
 use super::common::Common;
 use super::errors::{bad_request, command_error, unconfirmed};
+use super::file_progress::FileProgress;
 use super::pending_effects::PendingEffects;
-use super::queue::Queue;
+use super::queue::{Queue, QueuedCommand};
 use super::request::{HASHES_MAX, Request, Target};
-use super::results::ResultBody;
+use super::results::{ResultBody, finish};
 use super::sources::Sources;
 use crate::live_state::{LiveServer, ServerHandle};
 use crate::log_throttle::retry_while_full;
-use crate::model::{Action, Capability, CommandError, ErrorCode, InfoHash, Limits, Operation, ServerName};
+use crate::model::{Capability, CommandError, ErrorCode, InfoHash, Limits, Operation, ServerName};
 use crate::port::{ClientError, LoggedCommand, ServerControl, StoreError, TorrentClient};
 
 /// Maximum time from asking a client until a poll shows the effect.
@@ -37,7 +40,7 @@ pub(super) const EFFECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time after the time to live at which a command ends: [`EFFECT_TIMEOUT`] for what was begun in time, and the
 /// exchange that was running.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
-/// Part of it that is left for the result itself.
+/// Part of it that is left for the result itself, and as much for one that was waited for until then.
 const END_MARGIN: Duration = Duration::from_secs(1);
 /// Times that a client is asked to be read, or to set what it can be asked for twice, if it does not answer.
 const ATTEMPTS_MAX: u32 = 5;
@@ -70,6 +73,9 @@ pub(super) struct Execution<'a> {
     pub request: &'a Request,
     /// How often the client died of it.
     pub deaths: AtomicU32,
+    /// How far it has come with files.
+    file_progress: Mutex<FileProgress>,
+    queued: &'a QueuedCommand,
 }
 
 /// Why an attempt ended without a result.
@@ -101,20 +107,48 @@ impl From<ClientError> for Failure {
 
 pub(super) type Attempt<T> = Result<T, Failure>;
 
+impl<'a> Execution<'a> {
+    pub fn new(parts: &'a WorkerParts, queue: &'a Queue, turns: &'a ClientTurns, queued: &'a QueuedCommand) -> Self {
+        let QueuedCommand { command, request, .. } = queued;
+        let (deaths, file_progress) = (AtomicU32::new(0), Mutex::default());
+        Self { parts, queue, turns, command, request, deaths, file_progress, queued }
+    }
+}
+
 impl Execution<'_> {
-    /// Executes the command, and ends in time.
-    pub async fn run(&self) -> Result<ResultBody, StoreError> {
+    /// Executes the command, and gives it its result in time.
+    ///
+    /// # Errors
+    /// Only a store that cannot be used any more.
+    pub async fn run(&self) -> Result<(), StoreError> {
+        let finish = |body| finish(&self.parts.common, self.queued, body);
         if self.is_over() && self.command.is_started {
             let message = "the bridge was interrupted while the client was asked, and its time to live is over since";
-            return Ok(ResultBody::failed(CommandError::new(ErrorCode::Unconfirmed, message)));
+            return finish(ResultBody::failed(CommandError::new(ErrorCode::Unconfirmed, message))).await;
         }
         if self.is_over() {
-            return Ok(ResultBody::expired());
+            return finish(ResultBody::expired()).await;
         }
-        if matches!(self.request.operation, Operation::DeleteWithData | Operation::Move { data: true, .. }) {
-            return self.execute().await;
+        let mut work = pin!(self.execute());
+        if let Some(body) = self.within(END_TIMEOUT - END_MARGIN, &mut work).await {
+            return finish(body?).await;
         }
-        self.within(END_TIMEOUT, self.execute()).await.unwrap_or_else(|| Ok(self.overdue()))
+        finish(self.overdue()).await?;
+        if self.is_with_files() {
+            let ResultBody { status, error, .. } = work.await?;
+            let error = error.map(|error| error.message);
+            info!(server = %self.parts.server, id = %self.command.id, ?status, error, "command ended after its result");
+        }
+        Ok(())
+    }
+
+    /// Returns how far it has come with files.
+    pub fn progress(&self) -> MutexGuard<'_, FileProgress> {
+        self.file_progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_with_files(&self) -> bool {
+        matches!(self.request.operation, Operation::DeleteWithData | Operation::Move { data: true, .. })
     }
 
     /// Executes the command, as often as its client turns out to be unreachable, until its time to live is over.
@@ -145,6 +179,9 @@ impl Execution<'_> {
 
     /// The result of a command that did not end by itself.
     fn overdue(&self) -> ResultBody {
+        if self.is_with_files() {
+            return self.progress().overdue(&self.request.operation);
+        }
         match self.request.verb.capability() {
             Capability::Reading => ResultBody::expired(),
             Capability::Actions | Capability::ServerControl => ResultBody::failed(unconfirmed()),
@@ -173,8 +210,7 @@ impl Execution<'_> {
                 if *data {
                     return self.act_on_files(Some(directory)).await;
                 }
-                let action = |hash| Action::Move(hash, directory.clone());
-                self.act(self.torrents()?.into_iter().map(action).collect()).await
+                self.move_without_files(directory).await
             }
         }
     }
@@ -291,7 +327,7 @@ impl Execution<'_> {
         // The later of the two is zero where the other is not.
         let left = self.command.expires_at.millis_since(now);
         let over = now.millis_since(self.command.expires_at);
-        let end = Duration::from_millis(left) + END_TIMEOUT - END_MARGIN;
+        let end = Duration::from_millis(left) + END_TIMEOUT - 2 * END_MARGIN;
         EFFECT_TIMEOUT.min(end.saturating_sub(Duration::from_millis(over)))
     }
 

@@ -1,9 +1,15 @@
 //! Moving the files of a torrent, in a way that can be taken back. Everything here blocks.
+//!
+//! 1. Each file gets its new name: by a rename, which takes no time, or on another file system by a copy. This can be given
+//!    up between two files and within a copy: renames are reversed, copies removed, and every file is where it was.
+//! 2. When all are there, the originals of the copies are removed, which takes no time either.
+//!
+//! So a move needs the room for a whole copy, and no file ever has to be copied back because the time was over.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Permissions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +17,7 @@ use tracing::{debug, warn};
 
 use super::beneath::{Folder, Found, Identity, Kind, Place, PlaceError, Walk, lock};
 use super::disk_rights::{check_may_change, check_may_read, check_may_remove};
-use super::errors::precondition;
+use super::errors::{out_of_time, precondition};
 use super::files::{FilePlan, PlannedFile};
 use super::roots::Roots;
 use crate::model::{CommandError, ErrorCode};
@@ -19,6 +25,8 @@ use crate::model::{CommandError, ErrorCode};
 /// A file that is being copied is called so, with a random number between the two.
 const PART_PREFIX: &str = ".dtorrent-";
 const PART_SUFFIX: &str = ".part";
+/// Bytes copied between two looks at the time.
+const COPY_STEP_BYTES: u64 = 4 << 20;
 
 /// The move of the files of one torrent to another directory.
 #[derive(Debug)]
@@ -108,30 +116,51 @@ impl FileMove {
         Ok(new_folders)
     }
 
-    /// Moves the files.
+    /// Moves the files, as long as `has_time`.
     ///
     /// # Errors
-    /// The first that cannot be moved; those before it are back at their old place.
-    pub fn run(&self) -> Result<(), CommandError> {
+    /// The first that cannot be moved, or the end of the time; every file is back at its old place.
+    pub fn run(&self, has_time: &dyn Fn() -> bool) -> Result<(), CommandError> {
         let Some(base) = &self.plan.base else { return Ok(()) };
         let mut walk = Walk::new(base);
-        for (place, pair) in self.pairs.iter().enumerate() {
-            if let Err(error) = self.move_one(&mut walk, pair) {
+        for (number, pair) in self.pairs.iter().enumerate() {
+            if let Err(error) = self.place(&mut walk, pair, has_time) {
+                let failed = if has_time() {
+                    precondition(format!("{error}; every file is where it was"))
+                } else {
+                    let (count, to) = (self.pairs.len(), self.target.path_of(Path::new("")));
+                    out_of_time(&format!(
+                        "{number} of {count} files were at {}; every file is where it was",
+                        to.display()
+                    ))
+                };
+                return Err(self.undo_first(number).err().unwrap_or(failed));
+            }
+        }
+        // From here on it is completed, however late it is: that takes no time.
+        for Pair { file, .. } in &self.pairs {
+            if let Err(error) = remove_original(&mut walk, file) {
                 let failed = precondition(format!("{error}; every file is where it was"));
-                return Err(self.undo_first(place).err().unwrap_or(failed));
+                return Err(self.undo().err().unwrap_or(failed));
             }
         }
         self.plan.remove_folders();
         Ok(())
     }
 
-    fn move_one(&self, walk: &mut Walk<'_>, Pair { file, is_copied }: &Pair) -> Result<(), PlaceError> {
+    /// Gives a file its new name. On another file system it has both names afterwards.
+    fn place(&self, walk: &mut Walk<'_>, pair: &Pair, has_time: &dyn Fn() -> bool) -> Result<(), PlaceError> {
+        let Pair { file, is_copied } = pair;
         let (folder, name) = walk.folder_of(&file.path)?;
         if *is_copied {
-            return folder.remove_file(name, file.identity);
+            return Ok(());
         }
         let found = Found { identity: file.identity, ..expect_found(folder, name)? };
-        move_file(folder, name, &found, &self.target.make(&file.path)?)
+        check_time(has_time, folder, name)?;
+        let to = self.target.make(&file.path)?;
+        // The disk may have kept this waiting.
+        check_time(has_time, folder, name)?;
+        if folder.rename(name, found.identity, &to)? { Ok(()) } else { copy_file(folder, name, &found, &to, has_time) }
     }
 
     /// Moves the files back to where they were.
@@ -145,7 +174,7 @@ impl FileMove {
     fn undo_first(&self, count: usize) -> Result<(), CommandError> {
         let Some(base) = &self.plan.base else { return Ok(()) };
         for Pair { file, .. } in self.pairs[..count].iter().rev() {
-            self.move_back(&file.path).map_err(|error| {
+            self.move_back(base, file).map_err(|error| {
                 let home = base.path().join(&file.path);
                 let home = home.display();
                 let message = format!("{error}; it belongs back to {home}, as the move could not be completed");
@@ -160,10 +189,19 @@ impl FileMove {
         Ok(())
     }
 
-    fn move_back(&self, path: &Path) -> Result<(), PlaceError> {
-        let Place { folder, name } = self.target.open(path)?;
+    fn move_back(&self, base: &Folder, file: &PlannedFile) -> Result<(), PlaceError> {
+        let Place { folder, name } = self.target.open(&file.path)?;
         let found = expect_found(&folder, &name)?;
-        move_file(&folder, &name, &found, &self.plan.remake(path)?)
+        let original = Walk::new(base).found(&file.path).unwrap_or(None);
+        if original.is_some_and(|original| original.identity == file.identity) {
+            return folder.remove_file(&name, found.identity);
+        }
+        let home = self.plan.remake(&file.path)?;
+        if folder.rename(&name, found.identity, &home)? {
+            return Ok(());
+        }
+        copy_file(&folder, &name, &found, &home, &|| true)?;
+        folder.remove_file(&name, found.identity)
     }
 
     /// Checks that every file is at its new place.
@@ -231,21 +269,43 @@ fn expect_found(folder: &Folder, name: &OsStr) -> Result<Found, PlaceError> {
     folder.found(name)?.ok_or_else(missing)
 }
 
-fn move_file(folder: &Folder, name: &OsStr, found: &Found, to: &Place) -> Result<(), PlaceError> {
-    if folder.rename(name, found.identity, to)? {
-        return Ok(());
+/// Removes a file that has another name by now, if it still has its old one.
+fn remove_original(walk: &mut Walk<'_>, file: &PlannedFile) -> Result<(), PlaceError> {
+    let (folder, name) = walk.folder_of(&file.path)?;
+    match folder.found(name)? {
+        Some(found) if found.identity == file.identity => folder.remove_file(name, file.identity),
+        _ => Ok(()),
     }
+}
+
+fn check_time(has_time: &dyn Fn() -> bool, folder: &Folder, name: &OsStr) -> Result<(), PlaceError> {
+    let late = || PlaceError::Io { path: folder.path().join(name), reason: io::ErrorKind::TimedOut.into() };
+    if has_time() { Ok(()) } else { Err(late()) }
+}
+
+/// Copies a file to where there is nothing, and writes the copy to stable storage.
+fn copy_file(
+    folder: &Folder,
+    name: &OsStr,
+    found: &Found,
+    to: &Place,
+    has_time: &dyn Fn() -> bool,
+) -> Result<(), PlaceError> {
     remove_parts(&to.folder);
     let part = Part::create(&to.folder)?;
-    let copied = part.fill(folder, name, found).and_then(|()| to.folder.rename(&part.name, part.identity, to));
+    let filled = part.fill(folder, name, found, has_time);
+    let copied = filled.and_then(|()| to.folder.rename(&part.name, part.identity, to));
     if !matches!(copied, Ok(true)) {
         to.folder.remove_file(&part.name, part.identity)?;
         let other_disk = || PlaceError::Io { path: to.path(), reason: io::ErrorKind::CrossesDevices.into() };
         return Err(copied.err().unwrap_or_else(other_disk));
     }
     // The new name has to survive a power cut before the old one goes.
-    to.folder.sync()?;
-    folder.remove_file(name, found.identity)
+    to.folder.sync().inspect_err(|_| {
+        if let Err(error) = to.folder.remove_file(&to.name, part.identity) {
+            warn!(%error, "a copy stays");
+        }
+    })
 }
 
 /// A file that is being copied, under another name until it is whole: a file of the right name and size counts as copied
@@ -270,10 +330,18 @@ impl Part {
         }
     }
 
-    fn fill(&self, folder: &Folder, name: &OsStr, found: &Found) -> Result<(), PlaceError> {
+    fn fill(
+        &self,
+        folder: &Folder,
+        name: &OsStr,
+        found: &Found,
+        has_time: &dyn Fn() -> bool,
+    ) -> Result<(), PlaceError> {
         let failed = |reason| PlaceError::Io { path: folder.path().join(name), reason };
         let (mut source, now) = folder.open_file(name, Some(found.identity))?;
-        io::copy(&mut source, &mut &self.file).map_err(failed)?;
+        while io::copy(&mut (&mut source).take(COPY_STEP_BYTES), &mut &self.file).map_err(failed)? > 0 {
+            check_time(has_time, folder, name)?;
+        }
         // Without the bits that would give a program other rights: the copy is this user's.
         self.file.set_permissions(Permissions::from_mode(now.mode & 0o777)).map_err(failed)?;
         // rTorrent takes a file with an unchanged time as verified, and does not read it again.
@@ -330,13 +398,17 @@ mod tests {
     impl TestFolder {
         /// Plans to move the torrent `t` of the files `a` and `sub/b`.
         fn plan(&self, to: &str, is_repeated: bool) -> Result<FileMove, CommandError> {
+            FileMove::new(self.files(), &self.roots, &self.root.join(to), is_repeated)
+        }
+
+        fn files(&self) -> FilePlan {
             let file = |path: &str| ContentFile { path: path.into(), length: 1, is_begun: true, is_complete: true };
             let content = Content {
                 directory: self.root.join("t"),
                 folder_name: Some("t".into()),
                 files: vec![file("a"), file("sub/b")],
             };
-            FileMove::new(FilePlan::new(&self.roots, &content)?, &self.roots, &self.root.join(to), is_repeated)
+            FilePlan::new(&self.roots, &content).unwrap()
         }
 
         fn has(&self, path: &str) -> bool {
@@ -349,11 +421,11 @@ mod tests {
         let folder = folder_with(&["t/a", "t/sub/b", "new/t/a"]);
         assert!(folder.plan("new/t", false).is_err());
         assert!(folder.has("t/a") && folder.has("t/sub/b"), "nothing was begun");
-        folder.plan("new/t", true).unwrap().run().unwrap();
+        folder.plan("new/t", true).unwrap().run(&|| true).unwrap();
         assert!(folder.has("new/t/a") && folder.has("new/t/sub/b") && !folder.has("t"));
         // Once more, when all is done.
         let done = folder.plan("new/t", true).unwrap();
-        done.run().unwrap();
+        done.run(&|| true).unwrap();
         done.check_done().unwrap();
         assert!(folder.plan("new/t", false).is_err(), "not interrupted, so the files are lost");
         fs::remove_file(folder.root.join("new/t/a")).unwrap();
@@ -367,16 +439,49 @@ mod tests {
         // Between plan and move somebody puts a file where a folder is needed.
         fs::create_dir_all(folder.root.join("new/deep/t")).unwrap();
         fs::write(folder.root.join("new/deep/t/sub"), b"x").unwrap();
-        assert!(moving.run().unwrap_err().message.contains("new/deep/t/sub"));
+        assert!(moving.run(&|| true).unwrap_err().message.contains("new/deep/t/sub"));
         assert!(folder.has("t/a") && folder.has("t/sub/b") && !folder.has("new/deep/t/a"));
         assert!(folder.has("new/deep/t/sub"), "what others put there stays");
+    }
+
+    #[test]
+    fn a_move_whose_time_ends_is_taken_back_whenever_that_is() {
+        // Another file system.
+        let other = tempfile::tempdir_in("/dev/shm").unwrap();
+        for (to, checks) in [("new/t".into(), 0..4), (other.path().canonicalize().unwrap().join("new/t"), 0..6)] {
+            for left in checks {
+                let folder = folder_with(&["t/a", "t/sub/b"]);
+                let roots = Roots::new(vec![folder.root.clone(), other.path().to_owned()]);
+                let moving = FileMove::new(folder.files(), &roots, &folder.root.join(&to), false).unwrap();
+                let looks = std::cell::Cell::new(0);
+                let moved = moving.run(&|| looks.replace(looks.get() + 1) < left);
+                let error = moved.unwrap_err();
+                assert!(error.retryable && error.message.contains("every file is where it was"), "{error:?}");
+                assert!(folder.has("t/a") && folder.has("t/sub/b"), "{left}");
+                assert!(!folder.has("new") && !other.path().join("new").try_exists().unwrap(), "{left}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_is_whole_before_the_first_original_goes() {
+        let other = tempfile::tempdir_in("/dev/shm").unwrap();
+        let folder = folder_with(&["t/a", "t/sub/b"]);
+        let there = other.path().canonicalize().unwrap();
+        let roots = Roots::new(vec![folder.root.clone(), there.clone()]);
+        let moving = FileMove::new(folder.files(), &roots, &there.join("t"), false).unwrap();
+        moving.run(&|| folder.has("t/a")).unwrap();
+        moving.check_done().unwrap();
+        assert!(!folder.has("t") && there.join("t/sub/b").is_file());
+        moving.undo().unwrap();
+        assert!(folder.has("t/a") && folder.has("t/sub/b") && !there.join("t").try_exists().unwrap());
     }
 
     #[test]
     fn a_move_is_taken_back_with_the_folders_that_it_made() {
         let folder = folder_with(&["t/a", "t/sub/b"]);
         let moving = folder.plan("new/deep/t", false).unwrap();
-        moving.run().unwrap();
+        moving.run(&|| true).unwrap();
         assert!(!folder.has("t"));
         moving.undo().unwrap();
         assert!(folder.has("t/a") && folder.has("t/sub/b") && !folder.has("new"));
@@ -386,7 +491,7 @@ mod tests {
     fn a_place_that_is_the_same_folder_needs_no_move() {
         let folder = folder_with(&["t/a", "t/sub/b"]);
         let moving = folder.plan("t", false).unwrap();
-        moving.run().unwrap();
+        moving.run(&|| true).unwrap();
         moving.check_done().unwrap();
         assert!(folder.has("t/a") && folder.has("t/sub/b"));
         assert!(folder.plan("t/a/below", false).unwrap_err().message.contains("Not a directory"));
@@ -410,7 +515,7 @@ mod tests {
             let aside = folder.root.join("aside");
             let was_there = fs::rename(&path, &aside).is_ok();
             symlink(outside.root.join("empty"), &path).unwrap();
-            assert!(moving.run().is_err(), "{swapped}");
+            assert!(moving.run(&|| true).is_err(), "{swapped}");
             fs::remove_file(&path).unwrap();
             if was_there {
                 fs::rename(&aside, &path).unwrap();

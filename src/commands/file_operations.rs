@@ -8,15 +8,19 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::actions::{BUSY_PAUSE_MAX, BUSY_PAUSE_MIN};
 use super::common::blocking;
-use super::errors::{client_gone, command_error, precondition, still_busy, unanswered, unconfirmed, unknown_hash};
-use super::execution::{Attempt, EFFECT_TIMEOUT, Execution, Failure};
+use super::errors::{
+    client_gone, command_error, out_of_time, precondition, still_busy, unanswered, unconfirmed, unknown_hash,
+};
+use super::execution::{Attempt, Execution, Failure};
 use super::file_moves::FileMove;
+use super::file_progress::{FileProgress, not_begun};
 use super::files::FilePlan;
 use super::pending_effects::EffectWaiter;
 use super::results::ResultBody;
@@ -28,6 +32,9 @@ use crate::port::{ClientError, Scope};
 
 /// Most files of other torrents that are read and compared at a time; a torrent with more is read alone.
 const COMPARED_FILES_MAX: u64 = 20_000;
+
+/// Maximum time for a poll to name the events of a torrent that goes on.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The files of a torrent on this machine, and what the client says of them.
 struct Located {
@@ -49,24 +56,92 @@ impl Execution<'_> {
         if !self.request.dry_run {
             self.note_start().await?;
         }
-        let mut rows = Vec::with_capacity(hashes.len());
-        for hash in hashes {
+        *self.progress() = FileProgress { hashes: hashes.clone(), ..FileProgress::default() };
+        for (number, hash) in hashes.into_iter().enumerate() {
             let row = match directory {
+                _ if self.is_over() => Err(not_begun().into()),
                 Some(directory) => self.move_with_files(hash, directory, &listing).await,
                 None => self.delete_with_files(hash, &listing).await,
             };
-            rows.push(match row {
+            let row = match row {
                 Ok(row) => row,
                 Err(Failure::Command(error)) => TorrentOutcome::failed(hash, error),
                 // Nothing was changed yet: only what was asked for may be repeated in part.
-                Err(failure @ (Failure::Unreachable | Failure::Unanswered(_))) if rows.is_empty() => {
-                    return Err(failure);
-                }
+                Err(failure @ (Failure::Unreachable | Failure::Unanswered(_))) if number == 0 => return Err(failure),
                 Err(Failure::Unreachable | Failure::Unanswered(_)) => TorrentOutcome::failed(hash, client_gone()),
                 Err(failure @ Failure::Store(_)) => return Err(failure),
-            });
+            };
+            let mut progress = self.progress();
+            progress.rows.push(row);
+            progress.is_changing = false;
         }
+        Ok(ResultBody::of_torrents(std::mem::take(&mut self.progress().rows)))
+    }
+
+    /// Notes that files are changed from now on, if there is still time.
+    fn begin_change(&self) -> Result<(), CommandError> {
+        if self.is_over() {
+            return Err(out_of_time("the client was not ready before, and the files are untouched"));
+        }
+        self.progress().is_changing = true;
+        Ok(())
+    }
+
+    /// Sets the directory of torrents whose files are there already, or have to be downloaded.
+    pub(super) async fn move_without_files(&self, directory: &str) -> Attempt<ResultBody> {
+        let (mut actions, mut rows) = (Vec::new(), Vec::new());
+        for hash in self.torrents()? {
+            match self.check_new_place(hash, directory).await {
+                Ok(()) => actions.push(Action::Move(hash, directory.to_owned())),
+                Err(Failure::Command(error)) => rows.push(TorrentOutcome::failed(hash, error)),
+                Err(failure) => return Err(failure),
+            }
+        }
+        let is_known = |action: &Action| self.read(|server| server.snapshot.contains_key(&action.hash()));
+        if !self.request.dry_run && actions.iter().any(is_known) {
+            let (roots, directory) = (self.parts.sources.roots.clone(), directory.to_owned());
+            blocking(move || roots.make_directory(&directory)).await??;
+        }
+        if !actions.is_empty() || rows.is_empty() {
+            rows.extend(self.act(actions).await?.torrents);
+        }
+        rows.sort_by_key(|row| row.hash);
         Ok(ResultBody::of_torrents(rows))
+    }
+
+    /// Checks that what a torrent has is in a directory where it is to run on. rTorrent would find that nothing is there,
+    /// stop it, and forget what it has.
+    async fn check_new_place(&self, hash: InfoHash, directory: &str) -> Attempt<()> {
+        let runs_with_data = |torrent: &Torrent| torrent.status != Status::Stopped && torrent.downloaded > 0;
+        if !self.read(|server| server.snapshot.get(&hash).is_some_and(|one| runs_with_data(&one.torrent))) {
+            return Ok(());
+        }
+        let mut content = match self.content(hash).await {
+            Ok((content, _)) => content,
+            // Its names are not known exactly, so nobody can look for them.
+            Err(Failure::Command(error)) if error.code == ErrorCode::Precondition => return Ok(()),
+            Err(failure) => return Err(failure),
+        };
+        let place = place_in(directory, &content);
+        if content.directory == place {
+            return Ok(());
+        }
+        content.directory = place;
+        let roots = self.parts.sources.roots.clone();
+        let missing = |error: CommandError| {
+            precondition(format!(
+                "{}; a torrent that runs needs its content there, or is moved with `data`",
+                error.message
+            ))
+        };
+        // Without its root this machine sees nothing of the directory; then the client alone can say.
+        let check = move || {
+            if !roots.is_seen(&content.directory) {
+                return Ok(());
+            }
+            FilePlan::new(&roots, &content)?.check_complete()
+        };
+        Ok(blocking(check).await?.map_err(missing)?)
     }
 
     /// Deletes the files first and then the torrent: interrupted in between, it is still there to go on with.
@@ -113,6 +188,7 @@ impl Execution<'_> {
         if is_checking {
             plan = self.plan_delete(self.locate(hash, listing).await?).await?;
         }
+        self.begin_change()?;
         Ok(blocking(move || plan.remove()).await??)
     }
 
@@ -171,7 +247,10 @@ impl Execution<'_> {
         if is_checking {
             moving = self.plan_move(self.locate(hash, listing).await?, directory).await?;
         }
-        Ok(blocking(move || moving.run().map(|()| moving)).await??)
+        self.begin_change()?;
+        let (clock, end) = (Arc::clone(&self.parts.common.clock), self.command.expires_at);
+        let run = move || moving.run(&|| clock.now() < end).map(|()| moving);
+        Ok(blocking(run).await??)
     }
 
     async fn plan_move(&self, Located { plan, content, .. }: Located, directory: &str) -> Attempt<FileMove> {
@@ -195,17 +274,35 @@ impl Execution<'_> {
             Ok(Err(error)) | Err(error) => return error.into(),
         }
         match self.insist(&Action::Move(hash, home)).await {
-            Ok(()) => failure,
+            // A client that did not find the files at the new place has forgotten that it has them.
+            Ok(()) => match self.insist(&Action::Recheck(hash)).await {
+                Ok(()) => failure,
+                Err(worse) => worse,
+            },
             Err(worse) => worse,
         }
     }
 
-    /// Lets a held torrent go on as before if what was to be done with its files has failed.
+    /// Lets a held torrent go on as before if what was to be done with its files has failed. Its sender may have the result
+    /// by then: a torrent is not left stopped because its client did not answer in time.
     async fn or_release<T>(&self, hash: InfoHash, done: Attempt<T>) -> Attempt<T> {
         let Err(failure) = done else { return done };
-        if let Err(error) = self.insist(&Action::Release(hash)).await {
-            warn!(server = %self.parts.server, id = %self.command.id, %hash, %error, "torrent stays stopped");
+        self.progress().is_changing = false;
+        let action = Action::Release(hash);
+        // Before the client is asked: a poll may show its events before its answer is here.
+        let effect = self.expect(&action);
+        while let Err(error) = self.insist(&action).await {
+            let is_unanswered = |code| matches!(code, ErrorCode::Unconfirmed | ErrorCode::ClientOffline);
+            if matches!(&error, Failure::Command(error) if !is_unanswered(error.code)) {
+                warn!(server = %self.parts.server, id = %self.command.id, %hash, %error, "torrent stays stopped");
+                return Err(failure);
+            }
+            self.client_answers().await;
         }
+        // One more poll names its events.
+        effect.asked();
+        self.wake();
+        let _was_polled = timeout(self.effect_timeout().max(RELEASE_TIMEOUT), effect_shown(effect)).await.is_ok();
         Err(failure)
     }
 
@@ -213,7 +310,7 @@ impl Execution<'_> {
     async fn confirm(&self, mut effect: EffectWaiter<'_>) -> Attempt<()> {
         effect.asked();
         self.wake();
-        let shown = timeout_at(Instant::now() + EFFECT_TIMEOUT, effect.shown()).await;
+        let shown = timeout(self.effect_timeout(), effect.shown()).await;
         shown.map_err(|_| unconfirmed().into())
     }
 
@@ -331,6 +428,11 @@ impl Execution<'_> {
         }
         Ok(plan)
     }
+}
+
+/// Waits until a poll shows an effect, and takes it back.
+async fn effect_shown(mut effect: EffectWaiter<'_>) {
+    effect.shown().await;
 }
 
 /// Returns the directory of the files of a torrent after a move.

@@ -22,6 +22,13 @@ impl Execution<'_> {
         self.read(|server| server.state.generation)
     }
 
+    /// Waits, without an end, until a poll that begins from now on shows that the client answers.
+    pub async fn client_answers(&self) {
+        let since = Instant::now();
+        self.wake();
+        self.server().wait_for(|server| server.poll.last_began.is_some_and(|began| began >= since).then_some(())).await;
+    }
+
     /// Waits, after a lost answer, until a poll shows that the client answers again; `false` if the time for that is
     /// over. `restarts` is the number of before the client was asked.
     ///

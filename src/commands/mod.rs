@@ -24,6 +24,7 @@ mod execution;
 mod fetch;
 mod file_moves;
 mod file_operations;
+mod file_progress;
 mod files;
 mod in_the_way;
 mod lost_answers;

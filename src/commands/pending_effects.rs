@@ -57,7 +57,7 @@ impl PendingEffects {
         let mut state = self.state();
         state.registered += 1;
         let number = state.registered;
-        let (command, action) = (command.clone(), action.clone());
+        let (command, action) = (command.clone(), action.clone().without_source());
         state.pending.insert(number, Pending { command, action, asked_after_poll: None, shown: Some(sender) });
         EffectWaiter { effects: self, number, shown, was_shown: false }
     }

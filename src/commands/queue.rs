@@ -23,7 +23,8 @@ const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 const SAME_MAX: usize = 100;
 /// Most commands of one origin for no torrent that is there: adding, listing, reading.
 const OTHERS_MAX: usize = 500;
-/// Most `add` commands of one origin that run at once: a slow link may take half a minute.
+/// Most `add` commands of one origin that fetch, check or load at once: a slow link may take half a minute. One that only
+/// waits for the client to show it does not count.
 const ADDS_MAX: usize = 8;
 
 /// The commands of one server, or of the bridge, that have no result yet. The command log has the same on disk.
@@ -115,6 +116,8 @@ pub struct QueuedCommand {
 struct Entry {
     queued: QueuedCommand,
     is_running: bool,
+    /// Nothing is left to do but to wait for the client.
+    is_waiting: bool,
     /// The torrents that a filter matched, once it was evaluated.
     matched: Option<Vec<InfoHash>>,
 }
@@ -172,14 +175,18 @@ impl Queue {
         self.arrived.notify_one();
     }
 
-    /// Notes that a worker starts. Commands that an earlier one left half done may have reached the client.
-    pub fn restart(&self) {
+    /// Notes that a worker starts, and returns the commands that an earlier one left half done: they may have reached the
+    /// client.
+    pub fn restart(&self) -> Vec<QueuedCommand> {
+        let mut left = Vec::new();
         for entry in self.state().entries.iter_mut().filter(|entry| entry.is_running) {
-            entry.is_running = false;
+            (entry.is_running, entry.is_waiting) = (false, false);
             // Evaluated once more: the torrents may be others by now.
             entry.matched = None;
             entry.queued.command.is_started = true;
+            left.push(entry.queued.clone());
         }
+        left
     }
 
     /// Returns the first command that no earlier one, running or waiting, holds up, and notes that it runs.
@@ -201,7 +208,7 @@ impl Queue {
             let is_first = !std::mem::replace(&mut of_origin.has_command, true);
             let is_add = matches!(entry.queued.request.operation, Operation::Add(_));
             // Entries keep their order, so those that run were counted before those that wait.
-            of_origin.adds += usize::from(is_add);
+            of_origin.adds += usize::from(is_add && !entry.is_waiting);
             if entry.is_running {
                 match entry.torrents() {
                     Torrents::These(hashes) => held.extend(hashes),
@@ -241,6 +248,14 @@ impl Queue {
         self.arrived.notify_one();
     }
 
+    /// Notes that a command that runs only waits for the client from now on, so that another may have its place.
+    pub fn set_waiting(&self, id: &CommandId) {
+        for entry in self.state().entries.iter_mut().filter(|entry| entry.queued.command.id == *id) {
+            entry.is_waiting = true;
+        }
+        self.arrived.notify_one();
+    }
+
     /// Removes a command that has its result.
     pub fn done(&self, id: &CommandId) {
         let mut state = self.state();
@@ -263,7 +278,7 @@ impl State {
 
 impl Entry {
     fn waiting(queued: QueuedCommand) -> Self {
-        Self { queued, is_running: false, matched: None }
+        Self { queued, is_running: false, is_waiting: false, matched: None }
     }
 
     fn torrents(&self) -> Torrents<'_> {
@@ -401,13 +416,17 @@ mod tests {
         let begun: Vec<String> = std::iter::from_fn(|| next(&queue)).collect();
         assert_eq!(begun.len(), ADDS_MAX + 1);
         assert_eq!(begun.last().map(String::as_str), Some("pause"));
+        assert_eq!(next(&queue), None);
+        queue.set_waiting(&CommandId::parse("3").unwrap());
+        assert_eq!(next(&queue), Some(ADDS_MAX.to_string()), "one that only waits leaves its place to another");
+        assert_eq!(next(&queue), None);
     }
 
     #[test]
     fn a_command_that_ran_when_a_worker_failed_runs_again_as_started() {
         let queue = Queue::new([command("delete", Verb::Delete, Some(1), "")]);
         assert!(!queue.next(Timestamp::from_millis(0)).unwrap().command.is_started);
-        queue.restart();
+        assert_eq!(queue.restart().len(), 1);
         assert!(queue.next(Timestamp::from_millis(0)).unwrap().command.is_started);
     }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 use tracing::{info, warn};
 
 use super::common::Common;
-use super::queue::QueuedCommand;
+use super::queue::{Queue, QueuedCommand};
 use crate::log_throttle::retry_while_full;
 use crate::model::{
     CommandError, ErrorCode, Outcome, OutcomeStatus, Page, ServerName, Timestamp, TorrentOutcome, Verb, printable,
@@ -92,6 +92,23 @@ pub(super) async fn finish(common: &Common, queued: &QueuedCommand, body: Result
     }
     // The command may have been repeated by way of other sinks, which wait for the same result.
     common.live.wake_for_results();
+    Ok(())
+}
+
+/// Takes up a queue when a worker starts. What an earlier one left without a result runs again; what it gave a result,
+/// and ended before it could say so, is answered by that result and not executed once more (I12).
+///
+/// # Errors
+/// Only a store that cannot be used any more.
+pub(super) async fn take_up(common: &Common, queue: &Queue) -> Result<(), StoreError> {
+    for QueuedCommand { command, sender, .. } in queue.restart() {
+        let Some(body) = common.store.result_of(command.server.as_ref(), &command.id).await? else { continue };
+        if let (Some(waiter), Ok(outcome)) = (&sender.waiter, serde_json::from_slice(&body)) {
+            waiter.answer(outcome, body);
+        }
+        queue.done(&command.id);
+        common.live.wake_for_results();
+    }
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use super::beneath::{Folder, Place, PlaceError};
+use super::errors::precondition;
 use crate::model::{CommandError, ErrorCode, NAME_BYTES_MAX, PATH_BYTES_MAX};
 
 /// The `roots` of one server.
@@ -52,6 +53,23 @@ impl Roots {
             Err(error @ PlaceError::Link(_)) => Err(error.into()),
             // What is not there, or is not a folder, is for the client to say.
             Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Whether this machine has the root of a directory.
+    pub(super) fn is_seen(&self, directory: &Path) -> bool {
+        self.split(directory).is_some_and(|(root, _)| Folder::open(root).is_ok())
+    }
+
+    /// Makes a directory, if this machine has its root: the client may not be able to, and then a torrent that is moved
+    /// there does not start any more. Where the root is not here, the client alone knows its directories.
+    pub(super) fn make_directory(&self, directory: &str) -> Result<(), CommandError> {
+        let (root, rest) = self.split(Path::new(directory)).ok_or_else(|| self.outside("directory"))?;
+        let Ok(root) = Folder::open(root) else { return Ok(()) };
+        match root.make_below(&rest) {
+            Ok(_) => Ok(()),
+            Err(error @ PlaceError::Link(_)) => Err(error.into()),
+            Err(error) => Err(precondition(format!("directory: {error}"))),
         }
     }
 

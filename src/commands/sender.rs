@@ -36,8 +36,8 @@ impl Waiter {
 
     /// Returns a result that is in the command log.
     pub fn answer(&self, outcome: Outcome, body: Bytes) {
-        // Fails if the caller has gone and wants no result; or if a restarted worker answers once more, where
-        // the first result counts, as in the log.
+        // Fails if the caller has gone and wants no result; or if a worker had failed right after it answered, and the
+        // next one answers with the same.
         let _is_unwanted = self.0.try_send(CallResult { outcome, body }).is_err();
     }
 }

@@ -4,7 +4,6 @@
 //! answers or its time to live is over, registers the effect it expects, asks, and waits until a poll shows it.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -13,8 +12,8 @@ use tracing::{Instrument as _, info_span};
 
 use super::client_turns::ClientTurns;
 use super::execution::{Execution, WorkerParts};
-use super::queue::{Queue, QueuedCommand};
-use super::results::finish;
+use super::queue::Queue;
+use super::results::take_up;
 use crate::model::Verb;
 use crate::port::StoreError;
 
@@ -37,7 +36,7 @@ impl Worker {
     /// Only a store that cannot be used any more.
     pub async fn run(self, stop: CancellationToken) -> Result<(), StoreError> {
         let Self { parts, queue } = &self;
-        queue.restart();
+        take_up(&parts.common, queue).await?;
         let turns = &ClientTurns::default();
         let mut serving = std::pin::pin!(turns.serve(&*parts.client));
         let mut running = FuturesUnordered::new();
@@ -48,11 +47,7 @@ impl Worker {
                 let (id, verb) = (command.id.as_str(), command.verb.map(Verb::as_str));
                 let span = info_span!("command", id, server = %parts.server, verb);
                 let execution = async move {
-                    let QueuedCommand { command, request, .. } = &queued;
-                    let deaths = AtomicU32::new(0);
-                    let execution = Execution { parts, queue, turns, command, request, deaths };
-                    let body = execution.run().await?;
-                    finish(&parts.common, &queued, body).await?;
+                    Execution::new(parts, queue, turns, &queued).run().await?;
                     Ok(queued.command.id)
                 };
                 running.push(execution.instrument(span));

@@ -66,6 +66,14 @@ impl Action {
         }
     }
 
+    /// Returns the action without the torrent that is to be loaded: its effect is known without it, and it may be large.
+    pub(crate) fn without_source(self) -> Self {
+        match self {
+            Self::Add(add) => Self::Add(Add { source: AddSource::Torrent(Bytes::new()), ..add }),
+            other => other,
+        }
+    }
+
     /// Whether one short exchange is enough, which other actions may share.
     pub fn is_short(&self) -> bool {
         match self {
@@ -227,6 +235,16 @@ pub enum AddSource {
     /// The bytes of a .torrent file.
     #[debug("Torrent({} bytes)", _0.len())]
     Torrent(Bytes),
+}
+
+impl AddSource {
+    /// Returns the size of the torrent file or of the link.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Magnet(link) => link.len(),
+            Self::Torrent(bytes) => bytes.len(),
+        }
+    }
 }
 
 /// The parts of a torrent that are read. Without any, only whether the client has the torrent.

@@ -284,6 +284,10 @@ impl CommandLog for TestStore {
         self.inner.finish_command(server, id, result).await
     }
 
+    async fn result_of(&self, server: Option<&ServerName>, id: &CommandId) -> Result<Option<Bytes>, StoreError> {
+        self.inner.result_of(server, id).await
+    }
+
     async fn unfinished_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
         self.inner.unfinished_commands().await
     }

@@ -153,6 +153,9 @@ pub trait CommandLog: Send + Sync {
         result: LoggedResult,
     ) -> Result<(), StoreError>;
 
+    /// Reads the result of a command; `None` if it has none yet, or is not in the log.
+    async fn result_of(&self, server: Option<&ServerName>, id: &CommandId) -> Result<Option<Bytes>, StoreError>;
+
     /// Reads the commands without a result, oldest first.
     async fn unfinished_commands(&self) -> Result<Vec<LoggedCommand>, StoreError>;
 

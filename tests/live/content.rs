@@ -275,6 +275,55 @@ async fn a_large_torrent_is_loaded_from_disk_where_rtorrent_cannot_fetch_it() {
     assert_eq!(std::fs::read_dir(&world.home.downloads).unwrap().count(), 0, "the file that was handed over is gone");
 }
 
+/// An rTorrent in a network namespace of its own, which is reached by its socket alone.
+fn isolated(lines: &[String]) -> Setup {
+    // `listen` and `connect` on its own loopback device work, and lead to nobody else.
+    let command = "ip link set lo up && exec \"$@\"";
+    let launcher = ["unshare", "--net", "sh", "-c", command, "sh"].map(str::to_owned).to_vec();
+    Setup { rtorrent: rtorrent::Options { lines: lines.to_vec(), launcher, ..Default::default() }, ..Setup::default() }
+}
+
+#[tokio::test]
+async fn an_rtorrent_in_a_network_of_its_own_gets_large_torrents() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::running(isolated(&[])).await;
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+    let rtorrent = world.home.process().pid().to_string();
+    assert_ne!(namespace(&rtorrent), namespace("self"), "it has a network of its own");
+    // Larger than xmlrpc-c takes by default, and within what rTorrent takes in a call; and larger than that.
+    let medium = (0..20_000).fold(MetainfoBuilder::folder("medium", 16_384), |builder, n| {
+        builder.file([format!("a file with a rather long name {n:06}")]).content(b"x")
+    });
+    for (name, torrent) in [("medium", medium.build()), ("large", large_torrent())] {
+        assert!(torrent.len() > 512 << 10, "{name}");
+        let hash = InfoHash::of_torrent(&torrent).unwrap();
+        let body = json!({"torrent": base64(&torrent), "start": false, "label": name});
+        let result = world.recorder.command("home/command/add", body).await;
+        assert_eq!(result["status"], "ok", "{result}");
+        assert_eq!(world.home.get(hash, "d.custom1").await.unwrap(), name);
+        assert_eq!(world.home.get(hash, "d.tied_to_file").await.unwrap(), "", "no .torrent file is tied to it");
+    }
+    assert_eq!(std::fs::read_dir(&world.home.downloads).unwrap().count(), 0, "the file that was handed over is gone");
+}
+
+#[tokio::test]
+async fn an_rtorrent_in_a_network_and_on_a_disk_of_its_own_gets_what_a_call_can_hold() {
+    if !can_run() {
+        return;
+    }
+    let world = World::running(isolated(&["directory.default.set = /proc/nowhere".to_owned()])).await;
+    let result = world.recorder.command("home/command/add", json!({"torrent": base64(&large_torrent())})).await;
+    assert_eq!(result["results"][0]["error"]["code"], "unsupported", "{result}");
+    let said = result["results"][0]["error"]["message"].as_str().unwrap();
+    assert!(said.contains("did not fetch it from 127.0.0.1") && said.contains("/proc/nowhere"), "{said}");
+    assert!(world.home.hashes().await.unwrap().is_empty());
+    let small = Content::file("small", 50_000, 1);
+    let result = world.recorder.command("home/command/add", json!({"torrent": base64(&small.torrent)})).await;
+    assert_eq!(result["status"], "ok", "{result}");
+}
+
 #[tokio::test]
 async fn a_large_torrent_that_cannot_be_handed_over_is_refused_with_the_reason() {
     if !can_run() {

@@ -24,6 +24,7 @@ mod homeassistant;
 mod hooks;
 mod hostile_disk;
 mod in_the_way;
+mod in_time;
 mod initial_snapshot;
 mod labels;
 mod large_texts;

@@ -21,7 +21,9 @@ const METHODS: &[&str] = &[
     "d.custom.set",
     "d.custom1.set",
     "d.directory.set",
+    "d.directory_base.set",
     "d.erase",
+    "d.message.set",
     "d.free_diskspace",
     "d.multicall.filtered",
     "d.multicall2",
@@ -53,6 +55,7 @@ const METHODS: &[&str] = &[
     "system.pid",
     "system.time_seconds",
     "t.multicall",
+    "dht.statistics",
     "throttle.global_down.max_rate",
     "throttle.global_down.max_rate.set",
     "throttle.global_down.rate",
@@ -290,11 +293,15 @@ impl Value {
         }
     }
 
+    /// Returns a member of a struct.
+    pub(super) fn member(&self, wanted: &str) -> Option<&Value> {
+        let Self::Struct(members) = self else { return None };
+        members.iter().find(|(name, _)| name == wanted).map(|(_, value)| value)
+    }
+
     /// Returns the fault, if the value is a struct with the two members of one.
     pub(super) fn as_fault(&self) -> Option<Fault> {
-        let Self::Struct(members) = self else { return None };
-        let member = |wanted: &str| members.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
-        Some(Fault { code: member("faultCode")?.int()?, text: member("faultString")?.to_text()? })
+        Some(Fault { code: self.member("faultCode")?.int()?, text: self.member("faultString")?.to_text()? })
     }
 }
 

@@ -49,6 +49,11 @@ impl TorrentFileServer {
         self.address
     }
 
+    /// Returns the size of the file.
+    pub(super) fn bytes(&self) -> usize {
+        self.body.len()
+    }
+
     pub(super) fn url(&self) -> String {
         format!("http://{}/{}.torrent", self.address, self.secret)
     }

@@ -82,6 +82,7 @@ async fn a_command_is_executed_once_a_day_and_answered_whenever_it_comes() {
         let started = LoggedCommand { is_started: true, ..first.clone() };
         assert_eq!(store.unfinished_commands().await.unwrap(), [started, to_bridge]);
 
+        assert_eq!(store.result_of(Some(&home), &first.id).await.unwrap(), None);
         let done = Bytes::from_static(b"{\"status\":\"ok\"}");
         store
             .finish_command(Some(&home), &first.id, LoggedResult { status: OutcomeStatus::Ok, body: done.clone() })
@@ -97,6 +98,8 @@ async fn a_command_is_executed_once_a_day_and_answered_whenever_it_comes() {
             .await
             .unwrap();
         assert!(store.unfinished_commands().await.unwrap().is_empty());
+        assert_eq!(store.result_of(Some(&home), &first.id).await.unwrap(), Some(done.clone()));
+        assert_eq!(store.result_of(Some(&home), &CommandId::parse("nobody").unwrap()).await.unwrap(), None);
         let unsent = store.unsent_results(&mqtt, 0, 10).await.unwrap();
         let shown: Vec<_> = unsent.iter().map(|u| (u.server.clone(), u.body.clone(), u.reply.clone())).collect();
         assert_eq!(shown, [(Some(home.clone()), done.clone(), first.reply.clone()), (None, other, None)]);

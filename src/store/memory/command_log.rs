@@ -44,6 +44,10 @@ impl CommandLog for MemoryStore {
         self.state().finish(server, id, result)
     }
 
+    async fn result_of(&self, server: Option<&ServerName>, id: &CommandId) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.state().command(server, id).and_then(|command| command.result.clone()))
+    }
+
     async fn unfinished_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
         let state = self.state();
         let unfinished = state.commands.iter().filter(|command| command.result.is_none());

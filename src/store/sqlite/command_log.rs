@@ -1,6 +1,7 @@
 //! The command log in SQL.
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::super::{COMMAND_MEMORY, RESULTS_BYTES_MAX, WAITERS_MAX};
@@ -51,6 +52,18 @@ impl CommandLog for SqliteStore {
     ) -> Result<(), StoreError> {
         let (server, id) = (server.cloned(), id.clone());
         self.writer.ask(Mode::Synced, move |db| finish(db, server.as_ref(), &id, &result)).await
+    }
+
+    async fn result_of(&self, server: Option<&ServerName>, id: &CommandId) -> Result<Option<Bytes>, StoreError> {
+        let (server, id) = (server.cloned(), id.clone());
+        let sql = "SELECT result FROM commands WHERE server = ?1 AND id = ?2";
+        let read = |row: &Row<'_>| row.get::<_, Option<Vec<u8>>>(0);
+        self.writer
+            .ask(Mode::Read, move |db| {
+                let found = db.query_row(sql, (key(server.as_ref()), id.as_str()), read).optional()?;
+                Ok(found.flatten().map(Bytes::from))
+            })
+            .await
     }
 
     async fn unfinished_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {

@@ -123,6 +123,16 @@ impl FailingDisk {
         assert!(self.mounts(), "cannot mount it again");
     }
 
+    /// Makes everything that changes the file system wait.
+    pub fn freeze(&self) {
+        assert!(runs("fsfreeze", &["--freeze"], &self.folder), "{} does not freeze", self.folder.display());
+    }
+
+    /// Lets what has waited go on.
+    pub fn thaw(&self) {
+        assert!(runs("fsfreeze", &["--unfreeze"], &self.folder), "{} is not frozen", self.folder.display());
+    }
+
     fn mounts(&self) -> bool {
         let image = self.image.to_string_lossy();
         runs("mount", &["-o", "loop,errors=remount-ro", &image], &self.folder)
@@ -140,6 +150,8 @@ impl FailingDisk {
 
 impl Drop for FailingDisk {
     fn drop(&mut self) {
+        // One that stays frozen after a test that failed would never be gone. Most are not.
+        let _was_frozen = runs("fsfreeze", &["--unfreeze"], &self.folder);
         unmount(&self.folder);
     }
 }

@@ -22,6 +22,8 @@ use crate::port::{Applied, ClientError};
 
 /// Maximum time for a loaded torrent to appear: a millisecond or two, unless rTorrent is busy.
 pub(super) const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum time between two looks for a loaded torrent.
+const LOAD_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Request size that xmlrpc-c accepts by default.
 const REQUEST_BYTES_DEFAULT: usize = 512 << 10;
 /// Modern versions save each torrent that they load on a thread of its own, which can overwrite a save that is
@@ -53,9 +55,10 @@ impl SingleAction<'_> {
         match &add.source {
             AddSource::Magnet(link) => {
                 let load = magnet_call(link, add, now)?;
+                let sent = format!("the link by `{}`", load.method);
                 access.call_torrent(self.hash, &[load]).await?;
                 drop(access);
-                self.wait_until_loaded(LOAD_TIMEOUT).await?;
+                self.wait_until_loaded(LOAD_TIMEOUT, &sent, link.contains("&tr=")).await?;
                 let access = self.client.access().await;
                 if let Some(key) = self.other_custom(&access, &add.custom).await? {
                     drop(access);
@@ -92,25 +95,28 @@ impl SingleAction<'_> {
         raise_request_limit(&access, probe, request_bytes).await?;
         access.call_torrent(self.hash, &load).await?;
         drop(access);
-        self.wait_until_loaded(LOAD_TIMEOUT).await
+        let sent = format!("{} bytes by `load.raw`", file.len());
+        self.wait_until_loaded(LOAD_TIMEOUT, &sent, names_tracker(file)).await
     }
 
-    pub(super) async fn wait_until_loaded(&self, timeout: Duration) -> Result<(), ClientError> {
-        let until = Instant::now() + timeout;
+    /// Waits until rTorrent lists what it was sent; `sent` says what that was, and how.
+    pub(super) async fn wait_until_loaded(
+        &self,
+        timeout: Duration,
+        sent: &str,
+        names_tracker: bool,
+    ) -> Result<(), ClientError> {
+        let (until, mut pause) = (Instant::now() + timeout, EFFECT_INTERVAL);
         let row = loop {
             match self.read().await {
                 Ok(CurrentTorrent { row, .. }) => break row,
                 Err(ClientError::UnknownHash(_)) if Instant::now() < until => {}
-                Err(ClientError::UnknownHash(_)) => {
-                    let message = "it took the torrent and did not load it, without a reason; its log has one, if its \
-                                   config says `log.add_output = \"error\", …`. Many versions load none that names no \
-                                   tracker while `dht.mode` is `disable`"
-                        .to_owned();
-                    return Err(ClientError::Fault { message });
-                }
+                Err(ClientError::UnknownHash(_)) => return Err(self.not_loaded(timeout, sent, names_tracker).await?),
                 Err(error) => return Err(error),
             }
-            tokio::time::sleep(EFFECT_INTERVAL).await;
+            tokio::time::sleep(pause).await;
+            // Many may wait at once.
+            pause = (2 * pause).min(LOAD_PAUSE_MAX);
         };
         // Such a torrent is neither in the view of started nor of stopped ones, and vanishes at the next restart.
         if row.hashing_failed && row.message.starts_with(CREATION_FAILED) {
@@ -118,6 +124,26 @@ impl SingleAction<'_> {
             return Err(ClientError::Fault { message: printable(row.message.as_bytes()) });
         }
         Ok(())
+    }
+
+    /// Returns the error of a torrent that rTorrent has taken and does not list: what is known, then what to look at.
+    async fn not_loaded(&self, timeout: Duration, sent: &str, names_tracker: bool) -> Result<ClientError, ClientError> {
+        let access = self.client.access().await;
+        let statistics = access.call(&[Call::global("dht.statistics")]).await?;
+        let dht = statistics.into_iter().next().and_then(Result::ok);
+        let is_without_dht = dht.as_ref().and_then(|dht| dht.member("dht")?.str()) == Some("disable");
+        let known = if !names_tracker && is_without_dht {
+            "; the torrent names no tracker and its `dht.mode` is `disable`, with which many versions load none"
+        } else {
+            ""
+        };
+        let message = format!(
+            "it was sent {sent}, answered 0 as always, and did not list {} within {} s{known}. It gives no reason; its \
+             log has one, if its config says `log.add_output = \"error\", …`",
+            self.hash,
+            timeout.as_secs()
+        );
+        Ok(ClientError::Fault { message })
     }
 
     async fn erase(&self) -> Result<(), ClientError> {
@@ -192,6 +218,11 @@ fn check_padding(torrent: &[u8]) -> Result<(), ClientError> {
     let what =
         "open a torrent that has the same padding file several times: this version does not know padding".to_owned();
     Err(ClientError::Unsupported { what })
+}
+
+/// Whether a torrent file names a tracker.
+pub(super) fn names_tracker(file: &[u8]) -> bool {
+    Metainfo::parse(file).is_ok_and(|metainfo| metainfo.tracker.is_some())
 }
 
 /// Raises the request limit of xmlrpc-c, which refuses larger requests; TinyXML-2 has none.

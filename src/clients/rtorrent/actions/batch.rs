@@ -51,7 +51,7 @@ pub(super) async fn apply(client: &RtorrentClient, actions: &[&Action]) -> Vec<O
             let of_action: Vec<Result<Value, Fault>> = answers.by_ref().take(calls.len()).collect();
             let (hash, _) = rules::plan(action).expect("only planned actions are batched");
             let is_stopped = || of_action.last().is_some_and(|last| last.as_ref().is_ok_and(|v| v.int() == Some(0)));
-            // `d.start` answers 0 whether or not it did anything, so the state was read after it.
+            // Both answer 0 whether or not they did anything, so the state was read after them.
             if is_start(action) && is_stopped() {
                 not_started.insert(hash);
             }
@@ -76,11 +76,11 @@ fn is_start(action: &Action) -> bool {
     matches!(action, Action::Resume(_) | Action::Start(_))
 }
 
-/// Stops and starts torrents that `d.start` left stopped: it does nothing for one that is in the view of the
-/// started torrents, though it is not started.
+/// Stops, closes and starts torrents that are not started: `d.start` does nothing for one that is in the view of the
+/// started torrents, and `d.resume` nothing for one whose files were gone when it was started.
 async fn restart(access: &Access<'_>, hashes: &BTreeSet<InfoHash>) -> Result<(), ClientError> {
     let calls: Vec<Call> =
-        hashes.iter().flat_map(|hash| ["d.stop", "d.start"].map(|method| Call::on(*hash, method))).collect();
+        hashes.iter().flat_map(|hash| ["d.stop", "d.close", "d.start"].map(|method| Call::on(*hash, method))).collect();
     if calls.is_empty() { Ok(()) } else { access.call(&calls).await.map(drop) }
 }
 
@@ -110,7 +110,9 @@ fn calls_for(
     client.admit_announce(hash, probe)?;
     let mut calls: Vec<Call> = methods.iter().map(|method| Call::on(hash, method)).collect();
     if is_start(action) {
-        calls.push(Call::column(hash, "d.state", None));
+        // One that is open and paused runs at once; of others only the state says that they were started.
+        let column = if methods == ["d.resume"] && row.is_open { "d.is_active" } else { "d.state" };
+        calls.push(Call::column(hash, column, None));
     }
     Ok(calls)
 }

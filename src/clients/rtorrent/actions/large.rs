@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::super::calls::Call;
 use super::super::file_server::TorrentFileServer;
 use super::super::probe::Probe;
-use super::add::LOAD_TIMEOUT;
+use super::add::{LOAD_TIMEOUT, names_tracker};
 use super::single::SingleAction;
 use crate::model::printable;
 use crate::port::ClientError;
@@ -67,7 +67,8 @@ impl SingleAction<'_> {
             if !server.was_asked(REACH_TIMEOUT).await {
                 return Ok(false);
             }
-            self.wait_until_loaded(FETCH_TIMEOUT).await.map(|()| true)
+            let sent = format!("{} bytes, which it fetched from {},", server.bytes(), server.address());
+            self.wait_until_loaded(FETCH_TIMEOUT, &sent, true).await.map(|()| true)
         };
         tokio::select! {
             loaded = load_and_wait => loaded,
@@ -89,7 +90,7 @@ impl SingleAction<'_> {
         };
         let load = Call::global("load.normal").text(file.0.to_string_lossy());
         self.client.access().await.call_torrent(self.hash, &[load]).await?;
-        match self.wait_until_loaded(LOAD_TIMEOUT).await {
+        match self.wait_until_loaded(LOAD_TIMEOUT, &format!("a file in {shown}"), names_tracker(content)).await {
             Ok(()) => {}
             Err(ClientError::Fault { .. }) => return Ok(Err(format!("did not load it from {shown}"))),
             Err(error) => return Err(error),

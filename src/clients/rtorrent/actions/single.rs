@@ -20,6 +20,8 @@ const HELD_KEY: &str = "dtorrent_held";
 const FILES_BATCH: usize = 500;
 /// Maximum time for which a re-check of a paused torrent is waited for before the polls take over.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum time for a started torrent to open its files: some milliseconds, unless rTorrent is busy.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum time for an announce to show.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -184,23 +186,83 @@ impl<'a> SingleAction<'a> {
 
     /// Sets the directory of the content, and lets the torrent go on as before a hold.
     ///
-    /// It is held first, because rTorrent silently closes a torrent whose directory is set while it is open.
+    /// It is held first, because rTorrent silently closes a torrent whose directory is set while it is open. If it ran and
+    /// does not run in the new directory, it gets its old one back, and stays held.
     pub(super) async fn relocate(&self, directory: &str) -> Outcome {
         check_directory(directory)?;
         self.hold().await?;
         let calls = [
+            Call::column(self.hash, "d.directory_base", None),
+            self.held_state(),
             self.call("d.directory.set").text(directory),
             self.call("d.save_full_session"),
             Call::column(self.hash, "d.directory", None),
         ];
         let values = self.read().await?.access.call_torrent(self.hash, &calls).await?;
-        let now = values.last().and_then(Value::str).unwrap_or_default();
+        let text = |place: usize| values.get(place).and_then(Value::str).unwrap_or_default();
+        let (home, was, now) = (text(0), text(1), text(4));
         if !is_at_or_below(now, directory) {
             let message = format!("its directory is {:?} after it was set", printable(now.as_bytes()));
             return Err(ClientError::Fault { message });
         }
         // After the directory was seen to be right: a crash before this lets the command be repeated.
-        self.release().await
+        self.release().await?;
+        if was != "running" {
+            return Ok(Applied::Seen);
+        }
+        let Some(problem) = self.run_problem().await? else { return Ok(Applied::Seen) };
+        let reason = format!("rTorrent cannot use {directory} for its content: {problem}");
+        match self.take_back(home, was).await {
+            Ok(()) => {
+                Err(ClientError::Precondition { reason: format!("{reason}; its directory is the old one again") })
+            }
+            Err(error) => Err(ClientError::Fault { message: format!("{reason}; it could not go back: {error}") }),
+        }
+    }
+
+    /// Returns why a torrent that was started with another directory does not run; one whose content is being read has no
+    /// problem yet.
+    async fn run_problem(&self) -> Result<Option<String>, ClientError> {
+        let (until, mut restart_at) = (Instant::now() + OPEN_TIMEOUT, Some(Instant::now() + OPEN_TIMEOUT / 4));
+        loop {
+            let CurrentTorrent { access, row, .. } = self.read().await?;
+            match &row {
+                TorrentRow { state: false, .. } | TorrentRow { hashing_failed: true, is_hash_checking: false, .. } => {
+                    return Ok(Some(problem_of(&row)));
+                }
+                TorrentRow { is_active: true, .. } | TorrentRow { is_hash_checking: true, .. } => return Ok(None),
+                // In the queue of checks.
+                TorrentRow { hashing: 1.., .. } if Instant::now() >= until => return Ok(None),
+                TorrentRow { .. } if Instant::now() >= until => return Ok(Some(problem_of(&row))),
+                // 0.9.8 does not start what had a file before and has none now, and does at the second time.
+                TorrentRow { hashing: 0, .. } if restart_at.take_if(|at| Instant::now() >= *at).is_some() => {
+                    self.client.state().actions.announces.record(self.hash, Instant::now());
+                    let calls = ["d.stop", "d.close", "d.start"].map(|method| self.call(method));
+                    access.call_torrent(self.hash, &calls).await?;
+                }
+                TorrentRow { .. } => {}
+            }
+            drop(access);
+            tokio::time::sleep(EFFECT_INTERVAL).await;
+        }
+    }
+
+    /// Gives a torrent that does not run its old directory back, held as it was before.
+    async fn take_back(&self, home: &str, was: &str) -> Result<(), ClientError> {
+        // rTorrent 0.9 writes both in place of what it cannot say, so this may be another directory.
+        if home.is_empty() || home.contains(['?', '%']) {
+            let reason = "its old directory is not known exactly".to_owned();
+            return Err(ClientError::Precondition { reason });
+        }
+        let calls = [
+            self.call("d.custom.set").text(HELD_KEY).text(was),
+            self.call("d.stop"),
+            self.call("d.close"),
+            self.call("d.directory_base.set").text(home),
+            // The error of a torrent that did not find its content there.
+            self.call("d.message.set").text(""),
+        ];
+        self.read().await?.access.call_torrent(self.hash, &calls).await.map(drop)
     }
 
     /// Lets the torrent go on as it was when it was held; does nothing for one that is not held.
@@ -283,6 +345,14 @@ impl<'a> SingleAction<'a> {
             return Ok(Applied::Seen);
         }
         Err(ClientError::Fault { message: "the priority of a file is another one after it was set".to_owned() })
+    }
+}
+
+/// Returns what rTorrent says of a torrent that does not run.
+fn problem_of(row: &TorrentRow) -> String {
+    match printable(row.message.as_bytes()) {
+        said if said.is_empty() => "it does not start there, and rTorrent gives no reason".to_owned(),
+        said => said,
     }
 }
 
