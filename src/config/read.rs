@@ -20,7 +20,7 @@ use super::env;
 use super::error::{ConfigError, Place};
 use super::file::{File, Lines};
 use super::keys::{Default, Form, Key, ROOT, Section};
-use crate::model::nearest;
+use crate::model::nearest::nearest;
 
 /// A fault of a value, and its remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]

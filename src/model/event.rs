@@ -168,7 +168,7 @@ pub struct InvalidEventId(String);
 impl FromStr for EventId {
     type Err = InvalidEventId;
 
-    /// Reads the exact form that [`Display`](fmt::Display) writes.
+    /// Reads the exact form that [`Display`](std::fmt::Display) writes.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parse = || {
             // From the right: a server's name may have hyphens itself.

@@ -21,7 +21,7 @@ mod json_text;
 mod listing;
 mod magnet;
 mod metainfo;
-mod nearest;
+pub(crate) mod nearest;
 mod operation;
 mod outcome;
 mod policy;
@@ -56,7 +56,7 @@ pub use metainfo::{
     without_resume_data,
 };
 pub(crate) use metainfo::{NAME_BYTES_MAX, PATH_BYTES_MAX};
-pub(crate) use nearest::{known_names, nearest};
+pub(crate) use nearest::known_names;
 pub use operation::{ActionFor, AddRequest, Operation, TorrentSource};
 pub use outcome::{DeletedFiles, Outcome, OutcomeStatus, Page, Part, RESULT_SCHEMA, RemainingFile, TorrentOutcome};
 pub use policy::{PollSettings, Retain};

@@ -3,7 +3,7 @@
 //! MQTT's topics and NATS's subjects are the same levels with another separator; `docs/reference.md` lists them.
 //!
 //! Invariants:
-//! - a name is exactly one level, and only parsed names ([`ServerName`], [`InfoHash`]) become one;
+//! - a name is exactly one level, and only parsed names ([`ServerName`], [`InfoHash`](crate::model::InfoHash)) become one;
 //! - a reply address chosen by a command's sender is never an address of ours that means something: whoever may only
 //!   send commands could otherwise have the bridge publish further commands, or events that never happened.
 //!
