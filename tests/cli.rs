@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
@@ -24,7 +25,10 @@ fn text(bytes: &[u8]) -> String {
 
 fn folder_with(config: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("dtorrent.toml"), config).unwrap();
+    let file = folder.path().join("dtorrent.toml");
+    fs::write(&file, config).unwrap();
+    // It has a password.
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     folder
 }
 

@@ -110,11 +110,15 @@ impl Action {
             Self::Label(_, label) => torrent.label.as_deref() == Some(label),
             Self::Priority(_, priority) => torrent.priority == Some(*priority),
             Self::Move(_, directory) => torrent.directory.as_deref().is_some_and(|now| is_at_or_below(now, directory)),
+            // It may be checked first, and its events are those behind the check, too.
+            Self::Release(_) => torrent.status != Status::Checking,
             // No listing shows these. The client was read again when it was asked, and one more poll names their events.
-            Self::Release(_) | Self::Recheck(_) | Self::Announce(_) | Self::Throttle(..) | Self::FilePriority(..) => {
-                true
-            }
-            Self::Trackers(..) | Self::Custom(..) => true,
+            Self::Recheck(_)
+            | Self::Announce(_)
+            | Self::Throttle(..)
+            | Self::FilePriority(..)
+            | Self::Trackers(..)
+            | Self::Custom(..) => true,
             // The client has read the custom values itself.
             Self::Add(Add { label, priority, start, checked, directory, hash: _, source: _, custom: _ }) => {
                 let is_there =
