@@ -39,6 +39,7 @@ mod odd_bodies;
 mod odd_torrents;
 mod operations;
 mod outages;
+mod random_faults;
 mod real_names;
 mod retained;
 mod rights;
