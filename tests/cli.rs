@@ -236,3 +236,23 @@ fn make_torrent_of_its_own_folder_twice_makes_the_same_torrent_and_finds_a_missi
         assert!(text(&refused.stderr).contains(output), "{output}: {refused:?}");
     }
 }
+
+#[test]
+fn an_argument_that_is_not_utf_8_is_named_where_json_cannot_carry_it() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+
+    let folder = folder_with(CONFIG);
+    let odd = OsStr::from_bytes(b"caf\xe9");
+    for arguments in [["add", "x.torrent", "--data-file"], ["add", "x.torrent", "--directory"], ["move", "x", "--"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dtorrent"));
+        let output = command.args(arguments).arg(odd).current_dir(folder.path()).output().unwrap();
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(stderr.starts_with("`caf\u{fffd}` is not UTF-8") && stderr.contains("symbolic link"), "{stderr}");
+    }
+    // The name of a file that is only read here may be anything.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dtorrent"));
+    let output = command.arg("add").arg(odd).current_dir(folder.path()).output().unwrap();
+    assert!(text(&output.stderr).contains("No such file"), "{output:?}");
+}

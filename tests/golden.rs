@@ -269,6 +269,7 @@ fn help_matches_the_golden_file() {
         &["add", "--help"],
         &["pause", "--help"],
         &["label", "--help"],
+        &["trackers", "--help"],
         &["delete", "--help"],
         &["limits", "--help"],
         &["make-torrent", "--help"],

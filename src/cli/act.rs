@@ -50,6 +50,13 @@ pub struct Selection {
     json: bool,
 }
 
+impl Selection {
+    /// Returns the selection of what the selectors alone name.
+    pub fn of_one(choice: ServerChoice, dry_run: bool, json: bool) -> Self {
+        Self { choice, conditions: Conditions::default(), all: false, dry_run, json }
+    }
+}
+
 /// A command, and the description of its effect for people.
 pub struct VerbCall {
     verb: Verb,

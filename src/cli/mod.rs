@@ -20,6 +20,7 @@ mod schema;
 mod set;
 mod show;
 mod terminal;
+mod trackers;
 mod watch;
 
 use std::io::Write as _;
@@ -27,6 +28,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use tokio::runtime::Runtime;
 
@@ -69,6 +71,8 @@ enum Command {
     Priority(set::PriorityArguments),
     /// Move torrents to another folder
     Move(set::MoveArguments),
+    /// Show, add, enable or disable the trackers of a torrent
+    Trackers(trackers::Arguments),
     /// Show or set the rate limits of a server
     Limits(limits::Arguments),
     /// Create a .torrent file from a file or folder
@@ -168,6 +172,22 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// Reads the command line of this process and runs its subcommand.
+pub fn run() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(cli) => cli.run().into(),
+        Err(error) if error.kind() == ErrorKind::InvalidUtf8 => not_utf8().into(),
+        Err(error) => error.exit(),
+    }
+}
+
+/// Prints which argument is not UTF-8. Paths that go to a client are strings in JSON.
+fn not_utf8() -> Exit {
+    let argument = std::env::args_os().find(|argument| argument.to_str().is_none()).unwrap_or_default();
+    let remedy = "rename the file or folder, or name it by a symbolic link";
+    usage(&format!("`{}` is not UTF-8, so it cannot be sent to a client: {remedy}", argument.display()))
+}
+
 impl Cli {
     /// Runs the subcommand.
     pub fn run(self) -> Exit {
@@ -189,6 +209,7 @@ impl Cli {
             Command::Label(arguments) => set::label(options, arguments),
             Command::Priority(arguments) => set::priority(options, arguments),
             Command::Move(arguments) => set::directory(options, arguments),
+            Command::Trackers(arguments) => trackers::run(options, arguments),
             Command::Limits(arguments) => limits::run(options, arguments),
             Command::MakeTorrent(arguments) => make_torrent::run(&arguments),
             Command::Purge => purge::run(options),

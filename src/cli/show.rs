@@ -11,7 +11,7 @@ use super::terminal::select::select;
 use super::terminal::server::{ServerChoice, Session, report_error};
 use super::terminal::table::{Cell, Column, cut, table};
 use super::terminal::{human, paint, print_json, print_text, width};
-use super::{CommandResult, Options, refused, usage};
+use super::{CommandResult, Exit, Options, refused, usage};
 use crate::manager::TorrentDetails;
 use crate::model::{File, Filter, Parts, Peer, Timestamp, Torrent, Tracker, printable};
 use crate::port::{Clock as _, SystemClock};
@@ -43,8 +43,20 @@ const PEERS: [Column; 4] =
 
 pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
     let Arguments { selectors, choice, trackers, peers, json } = arguments;
+    let parts = Parts { torrent: true, files: true, trackers, peers };
+    let details = read_one(options, selectors, &choice, parts)?;
+    if json { print_json(&details) } else { print_text(&page(&details, width())) }
+}
+
+/// Reads these parts of the one torrent that is selected.
+pub(super) fn read_one(
+    options: Options,
+    selectors: Vec<String>,
+    choice: &ServerChoice,
+    parts: Parts,
+) -> Result<TorrentDetails, Exit> {
     let session = Session::start(options)?;
-    let (server, selectors) = session.server(&choice, selectors)?;
+    let (server, selectors) = session.server(choice, selectors)?;
     if selectors.len() != 1 {
         return Err(usage("select one torrent, by a prefix of its hash or by its name"));
     }
@@ -56,10 +68,14 @@ pub(super) fn run(options: Options, arguments: Arguments) -> CommandResult {
             several => Err(format!("{} torrents match; select one by its hash", several.len())),
         });
         let hash = found.map_err(|error| refused(&error))?;
-        let details = watcher.get_parts(hash, Parts { torrent: true, files: true, trackers, peers }).await;
-        let details = details.map_err(|error| report_error(&error))?;
-        if json { print_json(&details) } else { print_text(&page(&details, width())) }
+        watcher.get_parts(hash, parts).await.map_err(|error| report_error(&error))
     })
+}
+
+/// Returns trackers as a table; nothing without any.
+pub(super) fn trackers_table(trackers: &[Tracker], width: Option<usize>) -> String {
+    let rows: Vec<Vec<Cell>> = trackers.iter().map(tracker).collect();
+    if rows.is_empty() { String::new() } else { table(&TRACKERS, &rows, width) }
 }
 
 /// Returns the fields of the torrent, and its files, trackers and peers as tables.

@@ -138,7 +138,7 @@ pub struct Outcome {
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub part: Option<Part>,
     /// For `rpc`: the answer of the client. For `resync`: the range of events that are sent again.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Value")]
     pub value: Option<Value>,
 }
@@ -191,7 +191,28 @@ pub const RESULT_SCHEMA: &str = "dtorrent.result/1";
 /// Named, because serde takes a `&'static str` in a field for a borrow of the text.
 type SchemaName = &'static str;
 
+/// Reads a value that is there: `null` is the answer of a method that returns nothing, and not the lack of an answer.
+fn present<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(value).map(Some)
+}
+
 /// Accepts any text: a result of another shape does not deserialize anyway.
 fn result_schema<'de, D: Deserializer<'de>>(text: D) -> Result<SchemaName, D::Error> {
     IgnoredAny::deserialize(text).map(|_any| RESULT_SCHEMA)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_of_null_is_the_same_after_it_was_stored() {
+        let id = CommandId::parse("1").unwrap();
+        for value in [None, Some(Value::Null), Some(Value::from(7))] {
+            let outcome = Outcome::new(id.clone(), "rpc", OutcomeStatus::Ok, Timestamp::from_millis(1));
+            let outcome = Outcome { value, ..outcome };
+            let stored = serde_json::to_vec(&outcome).unwrap();
+            assert_eq!(serde_json::from_slice::<Outcome>(&stored).unwrap(), outcome);
+        }
+    }
 }

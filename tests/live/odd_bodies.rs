@@ -7,6 +7,7 @@ use dtorrent_peers::process::free_port;
 use serde_json::{Value, json};
 
 use crate::harness::http::{get_until, request};
+use crate::harness::nats::{self, NatsServer, Subscriber, body};
 use crate::harness::recorder::{Command, error_code};
 use crate::harness::{Setup, World, can_run};
 
@@ -161,4 +162,46 @@ async fn one_hash_is_taken_however_it_is_named_on_each_way_in() {
         assert_eq!(error_code(&result), "bad_request", "{topic} {chosen}: {result}");
     }
     assert_ne!(world.home.get(content.hash, "d.custom1").await.unwrap(), "never");
+}
+
+/// The ways in share the reader of bodies; this shows that none changes a body before.
+#[tokio::test]
+async fn numeric_ids_spellings_of_base64_and_a_hash_are_taken_over_nats_and_http_alike() {
+    if !can_run() {
+        return;
+    }
+    let (port, folder) = (free_port().unwrap(), tempfile::tempdir().unwrap());
+    let server = NatsServer::start(&nats::programs()[0], folder.path()).await;
+    let http = format!("listen = \"127.0.0.1:{port}\"\ntoken = \"open sesame\"");
+    let sink = format!("[brokers.bus]\nkind = \"nats\"\nurl = \"{}\"\n", server.url());
+    let mut world = World::new(Setup { http, sink, ..Setup::default() }).await;
+    let subscriber = Subscriber::listen(&server).await;
+    world.start_bridge().await;
+    get_until(port, "/readyz", |ready| ready["ready"] == true).await;
+    world.bridge().wait_for_log("accepting commands sink=bus").await;
+    let over_nats = async |verb: &str, text: &str| {
+        body(&subscriber.request(&format!("dtorrent.home.command.{verb}"), text.to_owned()).await)
+    };
+    let over_http = async |verb: &str, text: &str| {
+        let headers = [("Authorization", "Bearer open sesame")];
+        let path = format!("/api/v1/servers/home/commands/{verb}");
+        request(port, "POST", &path, &headers, text.as_bytes()).await.json()
+    };
+    for number in 0..spellings(b"x").len() {
+        let contents = ["nats", "http"].map(|way| Content::file(&format!("{way}-{number}"), 40_000, number as u64));
+        for (content, is_http) in contents.iter().zip([false, true]) {
+            let (what, text) = spellings(&content.torrent).swap_remove(number);
+            let add = json!({"torrent": text, "start": false}).to_string();
+            let result = if is_http { over_http("add", &add).await } else { over_nats("add", &add).await };
+            assert_eq!(result["status"], "ok", "{what}, over HTTP: {is_http}: {result}");
+            let id = 1_795_984_000 + 2 * number as u64 + u64::from(is_http);
+            let label = format!(r#"{{"id": {id}, "hash": "{}", "label": "l{id}"}}"#, content.hash);
+            let result = if is_http { over_http("label", &label).await } else { over_nats("label", &label).await };
+            assert_eq!((&result["status"], &result["id"]), (&json!("ok"), &json!(id.to_string())), "{result}");
+            assert_eq!(world.home.get(content.hash, "d.custom1").await.unwrap(), format!("l{id}"));
+            let wrong = r#"{"id": 7.5, "ttl": 300, "hash": "x"}"#;
+            let result = if is_http { over_http("pause", wrong).await } else { over_nats("pause", wrong).await };
+            assert_eq!((error_code(&result), &result["id"]), (&json!("bad_request"), &json!("7.5")), "{result}");
+        }
+    }
 }

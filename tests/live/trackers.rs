@@ -160,3 +160,41 @@ async fn a_running_torrent_survives_quick_changes_of_its_trackers() {
     assert_eq!(trackers(&world.home, content.hash).await, rows(&[(SECOND, true)]));
     assert_eq!(world.home.get(content.hash, "d.is_active").await.unwrap(), "1");
 }
+
+#[tokio::test]
+async fn trackers_are_shown_and_changed_from_the_command_line() {
+    if !can_run() {
+        return;
+    }
+    let world = World::new(Setup::default()).await;
+    let (hash, torrent) = tracked("tracked");
+    world.home.load(&torrent, false).await.unwrap();
+    world.write_config(&[("home", &world.home.url())]);
+    let ask = async |arguments: &[&str]| world.ask(&[&["trackers", "tracked"], arguments].concat(), &[]).await;
+    let (code, shown, _) = ask(&[]).await;
+    assert!(code == 0 && shown.starts_with("ENABLED") && shown.contains(SECOND), "{shown}");
+    for (arguments, expected) in [
+        (&["--add", NEW, "--add", UDP][..], &[(FIRST, true), (SECOND, true), (NEW, true), (UDP, true)][..]),
+        (&["--disable", FIRST, "--dry-run"], &[(FIRST, true), (SECOND, true), (NEW, true), (UDP, true)]),
+        (&["--disable", FIRST, "--disable", UDP], &[(FIRST, false), (SECOND, true), (NEW, true), (UDP, false)]),
+        (&["--enable", UDP], &[(FIRST, false), (SECOND, true), (NEW, true), (UDP, true)]),
+    ] {
+        let (code, _, printed) = ask(arguments).await;
+        assert_eq!(code, 0, "{arguments:?}: {printed}");
+        assert_eq!(trackers(&world.home, hash).await, rows(expected), "{arguments:?}");
+    }
+    let (_, json, _) = ask(&["--json"]).await;
+    let listed: Vec<Value> = serde_json::from_str(&json).unwrap();
+    let first = listed.iter().find(|tracker| tracker["url"] == FIRST).unwrap();
+    assert_eq!(first["enabled"], false, "{json}");
+    for (arguments, code, expected) in [
+        (&["--add", "ftp://x/announce"][..], 2, "add[0]: use an http, https or udp URL"),
+        (&["--enable", NEW, "--disable", NEW], 2, "a tracker is in"),
+        (&["--remove", NEW], 1, ""),
+    ] {
+        let (is, _, printed) = ask(arguments).await;
+        assert!(is == code && printed.contains(expected), "{arguments:?}: {is} {printed}");
+    }
+    let (code, _, printed) = world.ask(&["trackers", "other"], &[]).await;
+    assert_eq!((code, printed.as_str()), (1, "no torrent matches `other`\n"));
+}

@@ -100,7 +100,7 @@ pub enum InvalidEndpoint {
     #[error("the URL contains a user name or password; move them to `username` and `password_file`")]
     Credentials,
     /// HTTP without a host, or with a fragment.
-    #[error("an http address has a host, a path (mostly `/RPC2`) and no `#`: `http://host/RPC2`")]
+    #[error("an http address has a host, a path (usually `/RPC2`) and no `#`: `http://host/RPC2`")]
     Http,
 }
 

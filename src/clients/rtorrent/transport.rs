@@ -224,7 +224,7 @@ impl Transport {
     }
 
     fn web_page(&self) -> ClientError {
-        let reason = "the answer is a web page, not rTorrent's: write the path of the RPC interface (mostly `/RPC2`; \
+        let reason = "the answer is a web page, not rTorrent's: write the path of the RPC interface (usually `/RPC2`; \
                       ruTorrent's is `/plugins/httprpc/action.php` below its own), and one that needs no login form";
         self.protocol(reason)
     }
@@ -309,7 +309,7 @@ pub fn reply_header(bytes: &[u8]) -> Result<Option<(usize, usize)>, String> {
         if bytes.starts_with(b"HTTP/") {
             return Err(
                 "a web server answers: write `http://` in place of `scgi://`, and the path of the RPC interface \
-                        (mostly `/RPC2`)"
+                        (usually `/RPC2`)"
                     .to_owned(),
             );
         }

@@ -256,7 +256,7 @@ fn magnet_call(link: &str, add: &Add, now: Option<i64>) -> Result<Call, ClientEr
     }
     let is_harmless = |c: char| c.is_alphanumeric() || "/._-+ ".contains(c);
     if add.directory.as_ref().is_some_and(|directory| !directory.chars().all(is_harmless)) {
-        let what = "put a magnet link into a directory whose name has other signs than letters, digits, blanks \
+        let what = "put a magnet link into a directory whose name has characters other than letters, digits, spaces \
                     and ._-+; add its .torrent file instead"
             .to_owned();
         return Err(ClientError::Unsupported { what });

@@ -46,8 +46,11 @@ impl Rule {
         if methods.is_empty() || !row.is_checking() || !is_refused {
             return Ok(methods);
         }
-        let danger =
-            if probe.is_legacy { format!(" (rTorrent {} can hang for ever)", probe.version) } else { String::new() };
+        let danger = if probe.is_legacy {
+            format!(" (rTorrent {} can hang indefinitely)", probe.version)
+        } else {
+            String::new()
+        };
         let done = self.done;
         Err(ClientError::Busy {
             reason: format!(
@@ -232,7 +235,7 @@ mod tests {
                     match rule.methods(row, probe) {
                         Err(ClientError::Busy { reason }) => {
                             assert!(is_refused, "{rule:?}");
-                            assert_eq!(reason.contains("hang for ever"), probe.is_legacy, "{reason}");
+                            assert_eq!(reason.contains("hang indefinitely"), probe.is_legacy, "{reason}");
                         }
                         other => assert!(!is_refused && other.is_ok(), "{rule:?}"),
                     }
