@@ -110,7 +110,7 @@ fn check_kind(path: &Path, found: &Found, length: u64) -> Result<(), CommandErro
         Kind::Link => Err(PlaceError::Link(path.to_owned()).into()),
         Kind::Folder => Err(precondition(format!("{shown} is a folder, where the torrent has a file"))),
         // rTorrent hangs when it opens a pipe.
-        Kind::Special => Err(precondition(format!("{shown} is no plain file, where the torrent has a file"))),
+        Kind::Special => Err(precondition(format!("{shown} is not a regular file, where the torrent has a file"))),
         Kind::File if is_larger => Err(precondition(format!(
             "{shown} is there already, with {} bytes, and the torrent has {length} of it: the client would cut it; \
              move it away first",
