@@ -593,7 +593,7 @@ async fn a_torrent_that_rtorrent_rejects_is_reported() {
     let client = server.client();
     let (hash, _) = metafile(b"x", &[1; 10], TRACKER);
     let error = apply(&client, &Action::Add(adding(hash, Bytes::from_static(b"d4:infoe"), true))).await.unwrap_err();
-    assert!(matches!(&error, ClientError::Fault { message } if message.contains("did not load it")), "{error}");
+    assert!(matches!(&error, ClientError::Fault { message } if message.contains("did not list")), "{error}");
 }
 
 #[tokio::test]

@@ -156,12 +156,13 @@ async fn an_event_too_large_for_the_server_is_dead_lettered_and_the_others_arriv
     }
     for program in nats::programs() {
         let folder = tempfile::tempdir().unwrap();
-        let lines = "jetstream {{ store_dir: \"{dir}/store\" }}\nmax_payload: 8192";
+        let lines = "jetstream {{ store_dir: \"{dir}/store\" }}\nmax_payload: 2500";
         let server = NatsServer::start_with(&program, folder.path(), lines).await;
         let mut world = World::new(bus(&server, "")).await;
         let hashes = load_many(&world.home, 1, 2).await;
         world.start_bridge().await;
-        let long = "long ".repeat(2_000);
+        // Such a label is in its event twice.
+        let long = "long ".repeat(200);
         world.home.act(hashes[0], "d.custom1.set", &[Argument::Text(&long)]).await.unwrap();
         let database = world.database();
         database.until("it is dead-lettered", |database| !database.dead_letters("bus").is_empty()).await;
@@ -170,7 +171,7 @@ async fn an_event_too_large_for_the_server_is_dead_lettered_and_the_others_arriv
         let dead_letters = database.dead_letters("bus");
         assert_eq!(dead_letters.len(), 1, "{dead_letters:?}");
         assert!(
-            dead_letters[0].0.contains("label_changed") && dead_letters[0].1.contains("more than the 8192"),
+            dead_letters[0].0.contains("label_changed") && dead_letters[0].1.contains("more than the 2500"),
             "{}",
             dead_letters[0].1
         );
