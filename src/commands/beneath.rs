@@ -46,7 +46,7 @@ pub(super) struct Place {
 /// An entry of a folder, itself and not what it may point to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Found {
-    /// What it is.
+    /// Its type.
     pub kind: Kind,
     /// Which one it is.
     pub identity: Identity,

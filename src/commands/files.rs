@@ -272,7 +272,7 @@ impl Directory {
 /// Opens a directory of the client; `None` if it does not exist.
 ///
 /// # Errors
-/// It is outside the roots, or this process may not look into a folder above it, so that nothing is known.
+/// The directory is outside the roots, or this process may not look into a folder above it, so that nothing is known.
 fn open_directory(roots: &Roots, directory: &Path) -> Result<Option<Folder>, CommandError> {
     let (folder, rest) = roots.open_start("its content", directory)?;
     Ok(rest.as_os_str().is_empty().then_some(folder))

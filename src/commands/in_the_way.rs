@@ -21,7 +21,7 @@ use crate::model::{CommandError, Metainfo, WrittenNames};
 /// Most encodings of a name that are looked at.
 const ENCODINGS_MAX: usize = 8;
 
-/// What is in the way of a torrent.
+/// Files on disk that a torrent would be written over.
 pub(super) struct InTheWay {
     metainfo: Metainfo,
     /// The files below a folder, once for each encoding in which there is something.

@@ -29,6 +29,8 @@ mod files;
 mod in_the_way;
 mod lost_answers;
 mod padding;
+#[cfg(test)]
+mod path_fuzz;
 mod pending_effects;
 mod queries;
 mod queue;

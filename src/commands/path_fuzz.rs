@@ -33,7 +33,7 @@ use crate::model::{CommandError, Content, ContentFile, Metainfo, MetainfoBuilder
 const NAMES: [&str; 8] = ["a", "b", "c", "ü 🎉", "-rf", "..x", " ", "new\nline"];
 /// The mount point in the first root, which is not swapped, or it would not be found to unmount it.
 const MOUNTED: &str = "mounted";
-/// What every file of a torrent is, so that one may be in the place of another.
+/// Content of every file of a torrent, so that one may be in the place of another.
 const CONTENT: &[u8] = b"0123456789";
 
 /// The folders of a run, and what changes them.

@@ -130,7 +130,8 @@ impl Sources {
     }
 }
 
-fn read_torrent(place: &Place) -> Result<Bytes, CommandError> {
+/// Reads a .torrent file on this machine.
+pub(super) fn read_torrent(place: &Place) -> Result<Bytes, CommandError> {
     let unreadable = |error: PlaceError| match error {
         PlaceError::Link(_) => error.into(),
         error => bad_request(format!("file: {error}")),

@@ -176,7 +176,7 @@ enum Seen<'de> {
     Other,
 }
 
-/// What to do with a list on one level of a result.
+/// The treatment of a list on one level of a result.
 trait ReadList<'de> {
     fn read<S: SeqAccess<'de>>(self, list: S) -> Result<bool, S::Error>;
 }

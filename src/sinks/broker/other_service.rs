@@ -1,4 +1,4 @@
-//! What answers at the port of a broker, where the broker itself does not.
+//! Recognition of another service that answers at the port of a broker.
 //!
 //! An attempt that ends without a reason leaves the operator with the words of a protocol library. A second connection
 //! to the same port tells more: it waits for a greeting, and then sends a request for a web page, which a broker answers by
