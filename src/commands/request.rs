@@ -11,7 +11,8 @@ use sha2::{Digest as _, Sha256};
 use super::errors::bad_request;
 use super::scanned_id::scanned_id;
 use crate::model::{
-    AddRequest, CommandError, CommandId, ErrorCode, Filter, InfoHash, Level, Operation, Status, TorrentSource, Verb,
+    AddRequest, CommandError, CommandId, ErrorCode, Filter, InfoHash, JSON_TREE_BYTES_MAX, Level, Operation, Status,
+    TorrentSource, Verb, json_tree_bytes,
 };
 
 /// Largest body that is read, which is also the largest .torrent file that is fetched.
@@ -130,6 +131,12 @@ fn object(body: &[u8]) -> Result<Option<Map<String, Value>>, CommandError> {
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(None);
+    }
+    if json_tree_bytes(body) > JSON_TREE_BYTES_MAX {
+        // A body of 10 MiB that has nothing but `{"":0},` would take a hundred times as much.
+        let message =
+            format!("the body has so many values that it takes more than {JSON_TREE_BYTES_MAX} bytes of memory");
+        return Err(CommandError::new(ErrorCode::TooLarge, message));
     }
     match serde_json::from_slice(body) {
         Ok(Value::Object(object)) => Ok(Some(object)),

@@ -2,12 +2,16 @@
 //!
 //! Without these bounds anybody who reaches the port could hold connections open until the process has no file
 //! descriptors left, and could then reach neither clients nor brokers.
+//!
+//! Where all places are taken, the oldest connection of the peer with most of them makes room for a new one, unless
+//! a request on it was authorised. So a health check is answered, however many connections others hold open.
 
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,8 +19,8 @@ use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// Maximum time for which a peer may read nothing of what is sent to it. No permit lifts this limit.
 const WRITE_STALL_MAX: Duration = Duration::from_secs(10);
@@ -24,7 +28,7 @@ const WRITE_STALL_MAX: Duration = Duration::from_secs(10);
 /// The bounds of a listener.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Open connections at once; further ones wait in the backlog of the socket.
+    /// Open connections at once; a further one takes the place of another.
     pub connections: usize,
     /// Duration of a connection, for all of its requests together.
     pub time: Duration,
@@ -35,13 +39,66 @@ pub(super) struct Limits {
 /// A TCP listener that enforces [`Limits`].
 pub(super) struct ConnectionLimit {
     listener: TcpListener,
-    slots: Arc<Semaphore>,
+    open: Arc<OpenConnections>,
     limits: Limits,
+}
+
+/// The open connections, by the order in which they were accepted.
+#[derive(Default)]
+struct OpenConnections(Mutex<BTreeMap<u64, OpenConnection>>);
+
+struct OpenConnection {
+    peer: IpAddr,
+    permit: Permit,
+    close: CancellationToken,
+}
+
+impl OpenConnections {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, OpenConnection>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a connection, and closes another if there are more than `max` then.
+    fn add(self: &Arc<Self>, connection: OpenConnection, max: usize) -> Place {
+        let mut open = self.lock();
+        let id = open.last_key_value().map_or(0, |(last, _)| last + 1);
+        open.insert(id, connection);
+        if open.len() > max
+            && let Some(victim) = oldest_of_the_largest(&open)
+            && let Some(closed) = open.remove(&victim)
+        {
+            closed.close.cancel();
+        }
+        Place { id, open: Arc::clone(self) }
+    }
+}
+
+/// Returns the oldest connection that nobody has authorised, of the peer with most of these.
+fn oldest_of_the_largest(open: &BTreeMap<u64, OpenConnection>) -> Option<u64> {
+    let evictable = || open.iter().filter(|(_, connection)| !connection.permit.is_unlimited());
+    let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+    for (_, connection) in evictable() {
+        *counts.entry(connection.peer).or_default() += 1;
+    }
+    let most = counts.values().max().copied()?;
+    evictable().find(|(_, connection)| counts.get(&connection.peer) == Some(&most)).map(|(id, _)| *id)
+}
+
+/// The place of one connection, which is free again when this is dropped.
+struct Place {
+    id: u64,
+    open: Arc<OpenConnections>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.open.lock().remove(&self.id);
+    }
 }
 
 impl ConnectionLimit {
     pub(super) fn new(listener: TcpListener, limits: Limits) -> Self {
-        Self { listener, slots: Arc::new(Semaphore::new(limits.connections)), limits }
+        Self { listener, open: Arc::default(), limits }
     }
 }
 
@@ -50,13 +107,14 @@ impl Listener for ConnectionLimit {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Peer, SocketAddr) {
-        // Before the connection is accepted: the ones that wait are in the backlog of the kernel, and take no descriptor.
-        let slot = Arc::clone(&self.slots).acquire_owned().await.expect("the semaphore is never closed");
         let (stream, address) = Listener::accept(&mut self.listener).await;
-        let Limits { connections: _, time, bytes } = self.limits;
+        let Limits { connections, time, bytes } = self.limits;
         let deadline = Box::pin(tokio::time::sleep(time));
         let permit = Permit { is_unlimited: Arc::default(), bytes_left: Arc::new(AtomicUsize::new(bytes)) };
-        (Peer { stream, deadline, permit, stalled: None, _slot: slot }, address)
+        let close = CancellationToken::new();
+        let closed = Box::pin(close.clone().cancelled_owned());
+        let place = self.open.add(OpenConnection { peer: address.ip(), permit: permit.clone(), close }, connections);
+        (Peer { stream, deadline, permit, closed, stalled: None, _place: place }, address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -72,7 +130,11 @@ pub(super) struct Permit {
 }
 
 impl Permit {
-    /// Lifts the time limit, for as long as the peer reads what is sent to it.
+    fn is_unlimited(&self) -> bool {
+        self.is_unlimited.load(Ordering::Relaxed)
+    }
+
+    /// Lifts the time limit, and keeps the connection from making room for another, for as long as the peer reads what is sent to it.
     pub(super) fn lift_time_limit(&self) {
         self.is_unlimited.store(true, Ordering::Relaxed);
     }
@@ -96,15 +158,20 @@ pub(super) struct Peer {
     permit: Permit,
     /// Set while a write is blocked: when the connection is given up.
     stalled: Option<Pin<Box<Sleep>>>,
-    _slot: OwnedSemaphorePermit,
+    /// Ready when the connection has to make room for another.
+    closed: Pin<Box<WaitForCancellationFutureOwned>>,
+    _place: Place,
 }
 
 impl Peer {
     /// Returns the stream, unless the time of the connection is over.
     fn stream(&mut self, context: &mut Context<'_>) -> io::Result<Pin<&mut TcpStream>> {
         let is_over = self.deadline.as_mut().poll(context).is_ready();
-        if is_over && !self.permit.is_unlimited.load(Ordering::Relaxed) {
+        if is_over && !self.permit.is_unlimited() {
             return Err(ErrorKind::TimedOut.into());
+        }
+        if self.closed.as_mut().poll(context).is_ready() {
+            return Err(ErrorKind::ConnectionAborted.into());
         }
         Ok(Pin::new(&mut self.stream))
     }
@@ -174,13 +241,30 @@ mod tests {
             idle.push(TcpStream::connect(address).await.unwrap());
             accepted.push(limit.accept().await.0);
         }
+        accepted[0].permit.lift_time_limit();
         let mut late = TcpStream::connect(address).await.unwrap();
         late.write_all(b"x").await.unwrap();
-        assert_eq!(limit.slots.available_permits(), 0, "the next one waits");
+        let (mut peer, _) = limit.accept().await;
+        assert_eq!(peer.read_u8().await.unwrap(), b'x', "it does not wait");
+        let ended = accepted[1].read_u8().await.unwrap_err();
+        assert_eq!(ended.kind(), ErrorKind::ConnectionAborted, "the oldest that nobody has authorised");
+        assert_eq!(limit.open.lock().len(), LIMITS.connections);
         let ended = accepted.pop().unwrap().read_u8().await.unwrap_err();
         assert_eq!(ended.kind(), ErrorKind::TimedOut);
-        let (mut peer, _) = limit.accept().await;
-        assert_eq!(peer.read_u8().await.unwrap(), b'x');
+        drop((accepted, peer));
+        assert!(limit.open.lock().is_empty(), "each place is free again");
+    }
+
+    #[test]
+    fn the_peer_with_most_connections_makes_room() {
+        let open = Arc::new(OpenConnections::default());
+        let peers = [1, 2, 2, 3, 2, 1].map(|last| IpAddr::from([192, 0, 2, last]));
+        let places = peers.map(|peer| {
+            let permit = Permit { is_unlimited: Arc::default(), bytes_left: Arc::default() };
+            open.add(OpenConnection { peer, permit, close: CancellationToken::new() }, 5)
+        });
+        assert!(open.lock().keys().eq(&[0, 2, 3, 4, 5]), "the oldest of the second peer");
+        drop(places);
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,6 +17,7 @@ mod event;
 mod filter;
 mod hook;
 mod ids;
+mod json_size;
 mod json_text;
 mod listing;
 mod magnet;
@@ -49,6 +50,7 @@ pub use event::{Cause, EVENT_SCHEMA, Entity, Event, EventId, InvalidEventId, Kin
 pub use filter::{Filter, FilterArguments, InvalidFilter, OneOrMore};
 pub use hook::{Hook, HookAddress, HookKey, HookSecret, HookSignal, InvalidHookAddress};
 pub use ids::{Epoch, InfoHash, InvalidInfoHash, InvalidServerName, Rev, Seq, ServerName, SinkName};
+pub(crate) use json_size::{JSON_TREE_BYTES_MAX, json_tree_bytes};
 pub use listing::{Covers, Details, Facts, File, Files, Listing, Observed, Peer, Tracker};
 pub use magnet::{InvalidMagnet, MAGNET_BYTES_MAX, Magnet};
 pub use metainfo::{

@@ -59,6 +59,8 @@ struct ServerEvents {
     cursor: SinkCursor,
     /// From here on events are to be sent again.
     rewind: Option<Seq>,
+    /// Events are sent again, and the end of the journal has not been reached since.
+    is_replaying: bool,
     read_ahead: Option<ReadAhead>,
 }
 
@@ -86,6 +88,7 @@ impl EventOutbox {
             server,
             cursor: SinkCursor::new(seq),
             rewind: None,
+            is_replaying: false,
             read_ahead: None,
         });
         // Before anything is read from the store, so that no entry falls between the two.
@@ -256,19 +259,28 @@ fn outgoing(entry: JournalEntry) -> Outgoing {
 impl ServerEvents {
     /// Returns the next entry that may be sent and is for the sink; all others are passed over.
     async fn next(&mut self, parts: &DispatcherParts, is_strict: bool) -> Result<Option<Outgoing>, StoreError> {
-        if let Some(from) = self.rewind {
-            if !self.cursor.rewind(from) {
-                // In flight: nothing new is sent until that is answered, then the replay begins.
+        loop {
+            // A replay that is asked for while one goes on begins when that has caught up: what is new by then waits for one
+            // replay, however many are asked for.
+            if let Some(from) = self.rewind.filter(|_| !self.is_replaying) {
+                if !self.cursor.rewind(from) {
+                    // In flight: nothing new is sent until that is answered, then the replay begins.
+                    return Ok(None);
+                }
+                self.rewind = None;
+                self.is_replaying = true;
+            }
+            if is_strict && self.cursor.has_in_flight() {
                 return Ok(None);
             }
-            self.rewind = None;
-        }
-        if is_strict && self.cursor.has_in_flight() {
-            return Ok(None);
-        }
-        loop {
             self.refill(parts).await?;
-            let Some(entry) = self.cursor.send_next() else { return Ok(None) };
+            let Some(entry) = self.cursor.send_next() else {
+                let has_caught_up = std::mem::take(&mut self.is_replaying);
+                if has_caught_up && self.rewind.is_some() {
+                    continue;
+                }
+                return Ok(None);
+            };
             let (seq, is_selected) = (entry.seq, parts.settings.events.contains(&entry.kind));
             let (id, delivery) = outgoing(entry);
             if is_selected && parts.sink.wants(&delivery) {
@@ -461,5 +473,28 @@ mod tests {
         assert!(outbox.next(9).await.unwrap().is_empty());
         acknowledge(&mut outbox, batch).await;
         assert_eq!(seqs(&outbox.next(9).await.unwrap()), [2, 3]);
+    }
+
+    #[tokio::test]
+    async fn events_that_are_new_wait_for_one_replay_however_many_are_asked_for() {
+        let setup = TestSetup::new().await;
+        let mut outbox = outbox(&setup, 0, false);
+        setup.publish_events(3).await;
+        let batch = outbox.next(3).await.unwrap();
+        acknowledge(&mut outbox, batch).await;
+        let mut sent = Vec::new();
+        setup.parts.buffer.rewind(&home(), Seq(1));
+        for step in 0..9 {
+            let batch = outbox.next(1).await.unwrap();
+            sent.extend(seqs(&batch));
+            acknowledge(&mut outbox, batch).await;
+            if step < 3 {
+                setup.parts.buffer.rewind(&home(), Seq(1));
+            }
+            if step == 0 {
+                setup.publish_events(1).await;
+            }
+        }
+        assert_eq!(sent, [1, 2, 3, 4, 1, 2, 3, 4]);
     }
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
+use crate::harness::recorder::{Command, Message};
 use crate::harness::{Setup, World, can_run};
 
 /// Longest name that is published (docs/reference.md).
@@ -109,7 +110,7 @@ async fn a_failure_reason_of_megabytes_becomes_a_short_message() {
     let hash = world.home.load(&torrent, true).await.unwrap();
     world.start_bridge().await;
     let topic = format!("dtorrent/home/torrent/{hash}/state");
-    let find = |messages: &[crate::harness::recorder::Message]| {
+    let find = |messages: &[Message]| {
         let states = messages.iter().filter(|message| message.topic == topic && !message.payload.is_empty());
         states
             .map(|message| message.json())
@@ -121,6 +122,35 @@ async fn a_failure_reason_of_megabytes_becomes_a_short_message() {
     assert_eq!(state["error"], true);
     let largest = world.recorder.all().iter().map(|message| message.payload.len()).max();
     assert!(largest < Some(16 << 10), "{largest:?}");
+}
+
+/// Returns the most memory that a process has had at once, in MiB.
+fn peak_memory_mib(pid: u32) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches("kB").trim().parse::<usize>().unwrap() / 1024
+}
+
+#[tokio::test]
+async fn retained_messages_of_others_below_the_prefix_take_no_memory() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    for number in 0..30 {
+        let topic = match number % 3 {
+            0 => format!("dtorrent/home/torrent/{number:040x}/state"),
+            1 => format!("dtorrent/home/torrent/{number:040x}/command/pause"),
+            _ => format!("dtorrent/home/homeassistant/{number}"),
+        };
+        let command = Command { retain: true, ..Command::new(&topic, vec![b'x'; 12 << 20]) };
+        world.recorder.send(command).await;
+    }
+    world.start_bridge().await;
+    let topic = format!("dtorrent/home/torrent/{:040x}/state", 27);
+    world.recorder.wait_for_last(&topic, "").await;
+    let peak = peak_memory_mib(world.bridge().process().pid());
+    assert!(peak < 200, "{peak} MiB");
 }
 
 /// A name may be short and the URLs of its trackers long, or many.

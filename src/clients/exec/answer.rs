@@ -9,7 +9,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::model::{
-    Details, Extra, Facts, File, InfoHash, Observed, ServerName, Status, Torrent, eta_seconds, progress, ratio,
+    Details, Extra, Facts, File, InfoHash, JSON_TREE_BYTES_MAX, Observed, ServerName, Status, Torrent, eta_seconds,
+    json_tree_bytes, progress, ratio,
 };
 
 /// A message of the program, by what it means for the pending request.
@@ -55,6 +56,9 @@ pub fn reply(line: &[u8], id: u64) -> Result<Reply, String> {
     // Without this serde reads `null` as absent, and a program that answers an action with it would be refused.
     fn present<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Value>, D::Error> {
         Value::deserialize(value).map(Some)
+    }
+    if json_tree_bytes(line) > JSON_TREE_BYTES_MAX {
+        return Err(format!("an answer that takes more than {JSON_TREE_BYTES_MAX} bytes of memory"));
     }
     let Message { id: of, result, error } =
         serde_json::from_slice(line).map_err(|error| format!("not a JSON-RPC message: {error}"))?;
@@ -262,6 +266,23 @@ mod tests {
         assert_eq!(initialized(&json!({"protocol": 1, "run": "7"})).unwrap().run.as_deref(), Some("7"));
         assert!(initialized(&json!({"protocol": 2})).unwrap_err().contains("protocol 2"));
         assert!(initialized(&json!({"methods": "list"})).unwrap_err().contains("greeting"));
+    }
+
+    #[test]
+    fn an_answer_that_is_small_as_text_and_huge_as_a_tree_is_refused() {
+        for (part, count) in [("0,", 4_000_000), (r#"{"":0},"#, 200_000), (r#"{"a":{}},"#, 200_000), ("[],", 2_000_000)]
+        {
+            let line = format!(r#"{{"id":2,"result":[{}0]}}"#, part.repeat(count));
+            assert!(line.len() < 16 << 20);
+            assert!(reply(line.as_bytes(), 2).unwrap_err().contains("memory"), "{part}");
+        }
+        let torrent = |_| {
+            let mut row = seven();
+            row["name"] = json!("{[:,\"\\".repeat(20));
+            row
+        };
+        let line = json!({"id": 2, "result": (0..20_000).map(torrent).collect::<Vec<_>>()}).to_string();
+        assert!(matches!(reply(line.as_bytes(), 2), Ok(Reply::Result(_))));
     }
 
     #[test]

@@ -181,6 +181,9 @@ pub(super) fn hook_command(event: &'static str, hook: &Hook) -> String {
     format!("load.normal=\"$cat={},$d.hash=\"", hook.url(event))
 }
 
+/// Cells that are kept of one row: many more than there are columns. A row with more cannot be read.
+pub(super) const ROW_CELLS_MAX: usize = 256;
+
 /// One value of a row. Text is unchecked: mostly UTF-8, not always.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Cell<'a> {

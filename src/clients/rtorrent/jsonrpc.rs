@@ -10,7 +10,7 @@ use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::calls::{Answers, Call, Cell, Fault, Param, Unreadable};
+use super::calls::{Answers, Call, Cell, Fault, Param, ROW_CELLS_MAX, Unreadable};
 
 /// Minimum size of a request: 0.15.3 to 0.16.9 truncate the header of the reply to the size of the request.
 const REQUEST_BYTES_MIN: usize = 200;
@@ -263,8 +263,10 @@ struct Row<'s, 'de>(&'s mut Vec<Cell<'de>>);
 impl<'de> ReadList<'de> for Row<'_, 'de> {
     fn read<S: SeqAccess<'de>>(self, mut row: S) -> Result<bool, S::Error> {
         while let Some(value) = row.next_element_seed(Level(Skip))? {
-            let Seen::Cell(cell) = value else { return IgnoredAny.visit_seq(row).map(|_| false) };
-            self.0.push(cell);
+            match value {
+                Seen::Cell(cell) if self.0.len() < ROW_CELLS_MAX => self.0.push(cell),
+                _ => return IgnoredAny.visit_seq(row).map(|_| false),
+            }
         }
         Ok(true)
     }
@@ -285,6 +287,13 @@ mod tests {
 
     use super::super::calls::RecordedAnswers;
     use super::*;
+
+    #[test]
+    fn a_row_of_countless_values_is_refused_before_it_takes_memory() {
+        let text = format!(r#"[{{"id":0,"result":[[{}1],[1]]}}]"#, "1,".repeat(1_000_000));
+        let recorded = recorded(&text).unwrap();
+        assert_eq!((recorded.rows.len(), recorded.broken), (1, 1));
+    }
 
     fn recorded(text: &str) -> Result<RecordedAnswers, Unreadable> {
         let mut recorded = RecordedAnswers::default();

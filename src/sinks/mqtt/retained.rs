@@ -12,6 +12,11 @@ use super::wire::{Client, ConnectionError, Event, EventLoop, PubAck};
 const RETAINED_PAUSE: Duration = Duration::from_millis(100);
 /// Maximum number of retained messages that a scan collects; no server has as many torrents.
 const RETAINED_MAX: usize = 200_000;
+/// Maximum size of their topics and bodies together. Others may retain anything below the prefix; what a scan does not
+/// reach stays retained.
+const RETAINED_BYTES_MAX: usize = 32 << 20;
+/// Maximum size of a body that is collected: that of a status. A longer one is left empty.
+const BODY_BYTES_MAX: usize = 64;
 
 /// Connects, reads what is retained under these filters, and disconnects.
 pub(super) async fn read(
@@ -40,7 +45,8 @@ async fn read_filters(
     client.subscribe(filters.into_iter().take(1), Qos::AtMostOnce)?;
     let mut answers = 0;
     let mut retained: Vec<(String, Bytes)> = Vec::new();
-    while retained.len() < RETAINED_MAX {
+    let mut bytes = 0;
+    while retained.len() < RETAINED_MAX && bytes < RETAINED_BYTES_MAX {
         let event = match answers {
             0 | 1 => events.next().await,
             // Most brokers send retained messages before they answer a later subscription; some fetch them meanwhile.
@@ -52,7 +58,13 @@ async fn read_filters(
         match event? {
             Event::Subscribed(_) => answers += 1,
             // A message without the flag was published just now, by a bridge that runs: it is not left over.
-            Event::Received(received) if received.is_retained => retained.push((received.topic, received.body)),
+            Event::Received(received) if received.is_retained => {
+                // Copied: a part of what was read would keep all of it, which is up to 16 MiB.
+                let is_short = received.body.len() <= BODY_BYTES_MAX;
+                let body = if is_short { Bytes::copy_from_slice(&received.body) } else { Bytes::new() };
+                bytes += received.topic.len() + body.len() + size_of::<(String, Bytes)>();
+                retained.push((received.topic, body));
+            }
             _ => {}
         }
     }

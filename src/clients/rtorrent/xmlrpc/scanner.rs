@@ -6,10 +6,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use memchr::{memchr, memmem};
 
-use super::super::calls::{Answers, Cell, Fault, Unreadable, Value};
+use super::super::calls::{Answers, Cell, Fault, ROW_CELLS_MAX, Unreadable, Value};
 
 /// Nesting at which a value is refused. A listing has four levels.
 const DEPTH_MAX: u8 = 16;
+
+/// Values of one answer that is kept as a tree. Each takes many times the eight bytes that it may have in the answer; a torrent
+/// with 100,000 files has 500,000.
+const VALUES_MAX: u32 = 1_000_000;
 
 /// Reads the answer to several calls, of which some may be long listings, and passes its parts to `answers`.
 ///
@@ -18,7 +22,7 @@ const DEPTH_MAX: u8 = 16;
 /// the error is invalid too.
 pub fn scan(bytes: &[u8], answers: &mut impl Answers) -> Result<(), Unreadable> {
     let mut call = 0;
-    Scanner { bytes, at: 0 }.response(|scanner, item| {
+    Scanner::new(bytes).response(|scanner, item| {
         scanner.answer(item, call, answers)?;
         call += 1;
         Ok(())
@@ -31,7 +35,7 @@ pub fn scan(bytes: &[u8], answers: &mut impl Answers) -> Result<(), Unreadable> 
 /// As [`scan`].
 pub fn read(bytes: &[u8]) -> Result<Vec<Result<Value, Fault>>, Unreadable> {
     let mut results = Vec::new();
-    Scanner { bytes, at: 0 }.response(|scanner, item| {
+    Scanner::new(bytes).response(|scanner, item| {
         let result = match scanner.value(item, 0)? {
             Value::Array(mut values) if values.len() == 1 => values.pop().map(Ok),
             other => other.as_fault().map(Err),
@@ -45,6 +49,8 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Result<Value, Fault>>, Unreadable> {
 struct Scanner<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Values that may still become part of a tree.
+    values_left: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +74,10 @@ enum Item<'a> {
 }
 
 impl<'a> Scanner<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, at: 0, values_left: VALUES_MAX }
+    }
+
     fn malformed(&self, expected: &'static str) -> Unreadable {
         Unreadable::Malformed { at: self.at, expected }
     }
@@ -308,6 +318,9 @@ impl<'a> Scanner<'a> {
         if self.begin_data()? {
             while let Some(item) = self.next_item()? {
                 let Item::Scalar(cell) = item else { return Err(self.malformed("a single value")) };
+                if cells.len() == ROW_CELLS_MAX {
+                    return Err(self.malformed("fewer values in a row"));
+                }
                 cells.push(cell);
             }
         }
@@ -326,6 +339,7 @@ impl<'a> Scanner<'a> {
         if depth > DEPTH_MAX {
             return Err(self.malformed("no deeper nesting"));
         }
+        self.values_left = self.values_left.checked_sub(1).ok_or_else(|| self.malformed("fewer values"))?;
         match item {
             Item::Scalar(Cell::Int(number)) => Ok(Value::Int(number)),
             Item::Scalar(Cell::Text(text)) => Ok(Value::Text(String::from_utf8_lossy(&text).into_owned())),
@@ -466,6 +480,20 @@ mod tests {
              </struct></value>~</data></array></value></param>~</params>~</methodResponse>"
         );
         format!("{prolog}{}{rows}{}", spaced(head), spaced(&tail)).into_bytes()
+    }
+
+    /// A tree takes many times the bytes of an answer that has nothing but `<value/>`.
+    #[test]
+    fn an_answer_of_empty_values_is_refused_before_it_takes_memory() {
+        let many = "<value/>".repeat(VALUES_MAX as usize + 1);
+        let tree = answer(Style::TinyXml2, &row(&many));
+        let expected = |result| matches!(result, Err(Unreadable::Malformed { expected: "fewer values", .. }));
+        assert!(expected(read(&tree).map(drop)));
+        let nested = answer(Style::TinyXml2, &row(&row("<value/>").repeat(VALUES_MAX as usize / 2 + 1)));
+        assert!(expected(read(&nested).map(drop)));
+        let mut answers = RecordedAnswers::default();
+        scan(&tree, &mut answers).unwrap();
+        assert_eq!((answers.rows.len(), answers.broken), (0, 1), "one row of a listing");
     }
 
     #[derive(Clone, Copy, Debug)]
