@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help build demo test peers format lint deny features tests test-home-assistant soak fuzz bench
+.PHONY: help build demo test peers format lint deny features tests test-home-assistant soak soak-attack fuzz bench
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -53,6 +53,9 @@ test-home-assistant: peers ## run Home Assistant against the bridge; downloads a
 MINUTES ?= 10
 soak: peers ## kill the bridge and a broker at random and check that no event is lost
 	SOAK_MINUTES=$(MINUTES) cargo test --locked --all-features --test soak
+
+soak-attack: peers ## flood the bridge in every way at once under a memory limit of 512 MiB
+	SOAK_MINUTES=$(MINUTES) cargo test --locked --all-features --test soak_attack
 
 SECONDS_EACH ?= 60
 ONLY ?=

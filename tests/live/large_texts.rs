@@ -124,13 +124,6 @@ async fn a_failure_reason_of_megabytes_becomes_a_short_message() {
     assert!(largest < Some(16 << 10), "{largest:?}");
 }
 
-/// Returns the most memory that a process has had at once, in MiB.
-fn peak_memory_mib(pid: u32) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches("kB").trim().parse::<usize>().unwrap() / 1024
-}
-
 #[tokio::test]
 async fn retained_messages_of_others_below_the_prefix_take_no_memory() {
     if !can_run() {
@@ -146,11 +139,14 @@ async fn retained_messages_of_others_below_the_prefix_take_no_memory() {
         let command = Command { retain: true, ..Command::new(&topic, vec![b'x'; 12 << 20]) };
         world.recorder.send(command).await;
     }
+    let all_are_there =
+        |all: &[Message]| (all.iter().filter(|message| message.payload.len() > 1 << 20).count() == 30).then_some(());
+    world.recorder.wait_for("the messages at the broker", all_are_there).await;
     world.start_bridge().await;
     let topic = format!("dtorrent/home/torrent/{:040x}/state", 27);
     world.recorder.wait_for_last(&topic, "").await;
-    let peak = peak_memory_mib(world.bridge().process().pid());
-    assert!(peak < 200, "{peak} MiB");
+    let peak = world.bridge().peak_bytes();
+    assert!(peak < 200 << 20, "{peak} bytes of memory");
 }
 
 /// A name may be short and the URLs of its trackers long, or many.
