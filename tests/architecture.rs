@@ -158,6 +158,25 @@ fn every_allowed_use_of_a_room_occurs() {
     }
 }
 
+/// A file that no module names is not compiled, and the tests in it are not run.
+#[test]
+fn every_source_file_is_a_module() {
+    let is_named = |path: &Path| {
+        let is_mod = path.ends_with("mod.rs");
+        let module = if is_mod { path.parent().unwrap() } else { path };
+        let name = module.file_stem().unwrap().to_string_lossy().into_owned();
+        let parents = ["mod.rs", "lib.rs", "main.rs"].map(|parent| module.with_file_name(parent));
+        parents
+            .into_iter()
+            .filter_map(|parent| fs::read_to_string(parent).ok())
+            .any(|text| text.lines().any(|line| line.trim_end().ends_with(&format!("mod {name};"))))
+    };
+    let crates = ["lib.rs", "main.rs"].map(|name| Path::new("src").join(name));
+    let stray: Vec<_> =
+        sources().into_iter().map(|(path, _)| path).filter(|path| !crates.contains(path) && !is_named(path)).collect();
+    assert!(stray.is_empty(), "{stray:?}");
+}
+
 /// A submodule is a part of its parent, so that it may use what the parent's file defines.
 #[test]
 fn files_do_not_use_each_other_in_a_circle() {
