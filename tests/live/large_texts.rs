@@ -30,11 +30,16 @@ fn folder(name: &str, url: &str) -> Vec<u8> {
 
 /// Loads a torrent that is too large for a request, from a file.
 async fn load_file(world: &World, torrent: &[u8]) -> InfoHash {
+    load_file_with(world, "load.normal", torrent, None).await
+}
+
+async fn load_file_with(world: &World, method: &str, torrent: &[u8], command: Option<&str>) -> InfoHash {
     let hash = InfoHash::of_torrent(torrent).unwrap();
     let path = world.folder.join(format!("{hash}.torrent"));
     std::fs::write(&path, torrent).unwrap();
     let path = path.to_string_lossy();
-    world.home.rpc.call("load.normal", &[Argument::Text(""), Argument::Text(&path)]).await.unwrap();
+    let arguments: Vec<_> = ["", &path].into_iter().chain(command).map(Argument::Text).collect();
+    world.home.rpc.call(method, &arguments).await.unwrap();
     hash
 }
 
@@ -75,6 +80,31 @@ async fn torrents_with_names_of_megabytes_cost_neither_the_server_nor_rtorrent()
     assert_eq!(deleted["status"], "ok", "{deleted}");
     assert_eq!(world.home.hashes().await.unwrap(), [ordinary.hash]);
     assert!(!world.recorder.events("home").iter().any(|event| event["event_type"] == "server_offline"));
+}
+
+/// A file system takes the folder, which is called otherwise than the torrent.
+#[tokio::test]
+async fn active_torrents_with_names_of_megabytes_in_short_folders_cost_neither_the_server_nor_rtorrent() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let mut active = Vec::new();
+    for number in 0..12 {
+        let torrent = folder(&format!("{number:02}{}", "é".repeat(9 << 19)), "http://127.0.0.1:9/announce");
+        let command = format!("d.directory_base.set=\"{}\"", world.home.downloads.join(number.to_string()).display());
+        active.push(load_file_with(&world, "load.start", &torrent, Some(&command)).await);
+    }
+    for hash in &active {
+        world.home.wait_for(*hash, "d.is_active", "1").await.unwrap();
+    }
+    world.start_bridge().await;
+    for hash in &active {
+        let added = world.recorder.event("home", "added", *hash).await;
+        let name = added["torrent"]["name"].as_str().unwrap();
+        assert!(name.len() <= NAME_BYTES && name.ends_with('…'), "{} bytes", name.len());
+    }
+    assert_eq!(world.home.hashes().await.unwrap().len(), 12, "rTorrent still runs");
 }
 
 /// Answers every request of a tracker with this failure reason.

@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 
 use super::calls::{Call, Value};
 use super::guard::{self, Guard};
-use super::map::{COLUMNS, Column, Field};
+use super::map::{COLUMNS, Field};
 use super::transport::WireFormat;
 use super::{Access, ExtraColumns, jsonrpc, xmlrpc};
 use crate::port::ClientError;
@@ -75,12 +75,12 @@ impl Probe {
     /// Loads older than `short_until`, by rTorrent's clock, are known to have a short name and directory.
     pub(super) fn fields(&self, extra: &ExtraColumns, short_until: Option<i64>) -> Vec<Field> {
         let has_guards = self.has_guards();
-        let own = COLUMNS.iter().copied().map(|column| match guard(&column, short_until.unwrap_or(0)) {
+        let own = COLUMNS.iter().copied().map(|column| match guard(column.method, short_until) {
             Some(guard) if has_guards => Field::Guarded(column, guard),
             _ => Field::Own(column),
         });
         let extra = extra.values().cloned().enumerate().map(|(place, column)| {
-            let guard = extra_guard(column.method(), short_until.unwrap_or(0)).filter(|_| has_guards);
+            let guard = guard(column.method(), short_until).filter(|_| has_guards);
             Field::Extra(place, column, guard)
         });
         // Without a list only columns that every version has can be read, and `extra` need not be one.
@@ -93,22 +93,15 @@ impl Probe {
 }
 
 /// Returns the guard of a column whose text others choose.
-fn guard(column: &Column, short_until: i64) -> Option<Guard> {
-    match column.method {
-        "d.name" => Some(Guard::unless_older("d.name=", short_until)),
+fn guard(method: &str, short_until: Option<i64>) -> Option<Guard> {
+    match method {
+        "d.name" => Some(Guard::of_name(short_until)),
         // The name is the end of the directory of a torrent with several files.
-        "d.directory" => Some(Guard::unless_older("d.directory=", short_until)),
+        "d.base_filename" | "d.base_path" | "d.directory" | "d.directory_base" => {
+            Some(Guard::of_path(&format!("{method}="), short_until))
+        }
         "d.message" => Some(Guard::unless_empty("d.message=")),
         _ => None,
-    }
-}
-
-/// Returns the guard of a column of the user that has the name in it.
-fn extra_guard(method: &str, short_until: i64) -> Option<Guard> {
-    let has_name = matches!(method, "d.base_filename" | "d.base_path" | "d.directory" | "d.directory_base" | "d.name");
-    match method {
-        "d.message" => Some(Guard::unless_empty("d.message=")),
-        _ => has_name.then(|| Guard::unless_older(&format!("{method}="), short_until)),
     }
 }
 
