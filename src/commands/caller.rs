@@ -1,6 +1,6 @@
 //! Commands whose sender waits for the result in this process: a user of the library, or one over HTTP.
 //!
-//! They pass the same admission, are in the same log, and get their one result the same way; but the result goes
+//! Such commands pass the same admission, are in the same log, and get their one result the same way; but the result goes
 //! to who waits for it, not to a broker. A new command is answered with its outcome as soon as that is in the log. One that
 //! repeats an id is answered from the log, as a repeated message of a broker is.
 //!

@@ -1,4 +1,4 @@
-//! What this process may do to files, asked before it is done. Everything here blocks.
+//! The rights of this process on files, checked before a file is changed. Everything here blocks.
 
 use std::ffi::OsStr;
 use std::io;

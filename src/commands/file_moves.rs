@@ -4,7 +4,7 @@
 //!    up between two files and within a copy: renames are reversed, copies removed, and every file is where it was.
 //! 2. When all are there, the originals of the copies are removed, which takes no time either.
 //!
-//! So a move needs the room for a whole copy, and no file ever has to be copied back because the time was over.
+//! A move therefore needs the room for a whole copy, and no file ever has to be copied back because the time was over.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};

@@ -1,10 +1,10 @@
 //! Files that are already where a torrent is to be added: clients take them for its content, and overwrite what differs.
 //!
-//! What is there may be the torrent's own: whole, or as an interrupted download leaves it (pieces that are right, and
-//! zeros). Anything else is refused before the torrent is loaded. A torrent may have its names in several encodings,
-//! among which the client chooses, so each of them is looked at.
+//! Files may be the torrent's own: whole, or as an interrupted download leaves them (pieces that are right, and zeros).
+//! Any others are refused before the torrent is loaded. A torrent may have its names in several encodings, among which
+//! the client chooses, so each of them is checked.
 //!
-//! Only what this process sees can be looked at, and of a magnet link no names are known.
+//! Only files that this process sees can be checked, and of a magnet link no names are known.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;

@@ -1,6 +1,6 @@
 //! The receiver: takes the messages of one command source to admission.
 //!
-//! It connects again when the source fails, and stops taking commands while their results are not taken.
+//! The receiver connects again when the source fails, and stops taking commands while their results are not taken.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -190,7 +190,7 @@ mod tests {
         }
     }
 
-    /// What a source does next; each failure takes a minute of the clock.
+    /// The next step of a source; each failure takes a minute of the clock.
     enum Step {
         Message { id: &'static str, may_have_waited: bool },
         Failure,

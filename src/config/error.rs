@@ -39,7 +39,7 @@ impl Place {
 
 /// One error of a config.
 ///
-/// Its text never contains the value of a secret, and is safe to print on a terminal.
+/// The text never contains the value of a secret, and is safe to print on a terminal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     /// Place where the value was written.

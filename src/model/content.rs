@@ -222,7 +222,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is not ambiguous stands for no other path than the one that it spells.
+        /// An unambiguous text stands for no other path than the one that it spells.
         #[test]
         fn a_text_that_is_not_ambiguous_has_one_meaning(
             bytes in proptest::collection::vec(prop_oneof![Just(b'?'), Just(b'%'), Just(b'E'), Just(b'9'), any::<u8>()], 0..12)

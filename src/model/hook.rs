@@ -70,8 +70,8 @@ impl HookSecret {
 
 /// The name of the bridge's hooks in a client.
 ///
-/// It is the same in each run of a bridge, so that hooks of an earlier run are found and replaced, and different
-/// for each bridge and server.
+/// The same in each run of a bridge, so that hooks of an earlier run are found and replaced, and different for each
+/// bridge and server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HookKey(String);
 

@@ -258,7 +258,7 @@ impl Verb {
     /// Reads the arguments that only this verb has; `object` has no others.
     ///
     /// # Errors
-    /// What is wrong with the first wrong one, and what would be right.
+    /// Names the first wrong argument, and what would be right.
     pub fn parse_arguments(self, object: Map<String, Value>) -> Result<Operation, CommandError> {
         self.row().arguments.parse(object)
     }

@@ -73,7 +73,7 @@ mod tests {
     use super::*;
     use crate::model::{DiffState, Rev, Seq, Torrent};
 
-    /// So many torrents that all matter, each changed a second after the one before.
+    /// Torrents that all matter, each changed a second after the one before.
     fn snapshot(count: u16) -> Snapshot {
         let torrent = |n: u16| {
             let mut hash = [0; 20];

@@ -48,7 +48,7 @@ pub trait TorrentClient: Send + Sync {
 
     /// Returns the absolute path of the directory to which a torrent is added without one; `None` if it is not known.
     ///
-    /// What is there is looked at before a torrent is added. This default is for clients that do not say.
+    /// Files in that directory are checked before a torrent is added. The default is for clients that do not say.
     ///
     /// # Errors
     /// As [`TorrentClient::get`].
@@ -150,7 +150,7 @@ pub trait ServerControl: Send + Sync {
 pub trait EventHooks: Send + Sync {
     /// Installs, removes or inspects the hooks, and returns how they are afterwards.
     ///
-    /// What is already as requested is not sent again.
+    /// Hooks that are already as requested are not sent again.
     async fn hooks(&self, request: HookRequest<'_>) -> Result<Hooks, ClientError>;
 }
 

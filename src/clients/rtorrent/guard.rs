@@ -6,7 +6,7 @@
 //! one ([`super::listing::long_texts`](super::listing)).
 //!
 //! `match` is a regular expression, which 0.9.8 compiles for each row in 0.1 µs per character that its pattern may match.
-//! So it comes last, after conditions that cost a tenth: a text is empty, an earlier listing has shown that the load has
+//! A match therefore comes last, after conditions that cost a tenth: a text is empty, an earlier listing has shown that the load has
 //! short ones, or the torrent is active. The latter has its directory and files open, so its paths are some that a file
 //! system takes, and so is its name if its file or folder is called like that. The patterns are bounded: `.*` on a text of
 //! megabytes makes 0.9.8 exceed its stack.

@@ -94,7 +94,7 @@ pub(super) struct TorrentRow {
 
 /// Columns that stay the same as long as a torrent is loaded, as far as was ever observed.
 ///
-/// They are read once for each load, and again with every full listing that leaves nothing out.
+/// Read once for each load, and again with every full listing that leaves nothing out.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct FixedColumns {
     /// Name of the file or folder, as the torrent states it.

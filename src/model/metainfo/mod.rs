@@ -1,6 +1,6 @@
 //! Torrent files: parsing, validation, and building.
 //!
-//! They are untrusted input. A [`Metainfo`] has an info-hash computed from the exact bytes it was read from, under which
+//! Torrent files are untrusted input. A [`Metainfo`] has an info-hash computed from the exact bytes it was read from, under which
 //! every client knows the torrent, and file paths that stay below the directory they are put into. Bytes behind the torrent
 //! are ignored, as clients do, and so are unknown keys.
 //!

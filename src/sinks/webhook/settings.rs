@@ -54,7 +54,7 @@ pub enum Login {
 
 /// URL that events are posted to.
 ///
-/// Its path and query may be a secret (Discord's and Slack's are), so they are never shown.
+/// The URL's path and query may be a secret (Discord's and Slack's are), so they are never shown.
 #[derive(Clone, derive_more::Debug, derive_more::Display, PartialEq, Eq)]
 #[display("{}/…", self.host())]
 #[debug("{self}")]

@@ -1,6 +1,6 @@
 //! A simulated torrent client: a script changes its torrents, and it answers like a real one.
 //!
-//! It serves tests and benchmarks, and users who want to try automations without a torrent. The faults of
+//! For tests and benchmarks, and for users who want to try automations without a torrent. The faults of
 //! real clients happen on demand ([`Behavior`]): it restarts and loads its session bit by bit, hangs, answers
 //! invalidly, and leaves rows out, with and without reporting it.
 //!

@@ -15,7 +15,7 @@
 //! percent-encoded text, a directory of harmless characters, and custom values in quotes without a sign that could
 //! end these or begin code.
 //!
-//! What sleeps here waits for rTorrent to show the effect of a request that it has accepted; nothing sleeps
+//! Every sleep here waits for rTorrent to show the effect of a request that it has accepted; nothing sleeps
 //! in order to request again.
 
 mod add;

@@ -186,7 +186,7 @@ impl<'a> SingleAction<'a> {
 
     /// Sets the directory of the content, and lets the torrent go on as before a hold.
     ///
-    /// It is held first, because rTorrent silently closes a torrent whose directory is set while it is open. If it ran and
+    /// The torrent is held first, because rTorrent silently closes a torrent whose directory is set while it is open. If it ran and
     /// does not run in the new directory, it gets its old one back, and stays held.
     pub(super) async fn relocate(&self, directory: &str) -> Outcome {
         check_directory(directory)?;

@@ -43,7 +43,7 @@ pub enum ErrorKind {
     RetainRefused,
     /// The broker closed the connection without a reason.
     Closed,
-    /// What came is not MQTT.
+    /// The broker sent bytes that are not MQTT.
     Unreadable,
     /// Nothing came in time.
     Silent,
