@@ -244,13 +244,24 @@ fn an_argument_that_is_not_utf_8_is_named_where_json_cannot_carry_it() {
 
     let folder = folder_with(CONFIG);
     let odd = OsStr::from_bytes(b"caf\xe9");
-    for arguments in [["add", "x.torrent", "--data-file"], ["add", "x.torrent", "--directory"], ["move", "x", "--"]] {
+    for (arguments, named) in [
+        (["add", "x.torrent", "--data-file"], "--data-file: "),
+        (["add", "x.torrent", "--directory"], "--directory: "),
+        (["move", "x", "--"], ""),
+    ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dtorrent"));
         let output = command.args(arguments).arg(odd).current_dir(folder.path()).output().unwrap();
         let stderr = text(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{output:?}");
-        assert!(stderr.starts_with("`caf\u{fffd}` is not UTF-8") && stderr.contains("symbolic link"), "{stderr}");
+        let message = format!("{named}`caf\u{fffd}` is not UTF-8");
+        assert!(stderr.starts_with(&message) && stderr.contains("symbolic link"), "{stderr}");
     }
+    // Not the source, which may be anything, and in one word with its option.
+    let joined = OsStr::from_bytes(b"--directory=/x/\xff");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dtorrent"));
+    let output = command.args([OsStr::new("add"), odd, joined]).current_dir(folder.path()).output().unwrap();
+    let stderr = text(&output.stderr);
+    assert!(stderr.starts_with("--directory: `/x/\u{fffd}` is not UTF-8"), "{stderr}");
     // The name of a file that is only read here may be anything.
     let mut command = Command::new(env!("CARGO_BIN_EXE_dtorrent"));
     let output = command.arg("add").arg(odd).current_dir(folder.path()).output().unwrap();

@@ -7,10 +7,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use dtorrent::manager::{BuildError, Builder, Events, Manager, ManagerError, NewTorrent, Server, Since};
-use dtorrent::model::{Cause, Change, ErrorCode, Event, InfoHash, Kind, ServerName, Status, Verb};
-use dtorrent::port::SystemClock;
+use dtorrent::model::{
+    Action, Cause, Change, Details, ErrorCode, Event, InfoHash, Kind, Listing, Parts, ServerName, Status, Verb,
+};
+use dtorrent::port::{Applied, Capabilities, ClientError, Scope, SystemClock, TorrentClient};
 use dtorrent::testing::simulator::{Behavior, RunMode, SimulatedTorrent, Simulator};
+use futures_util::future::join_all;
 use serde_json::json;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -144,6 +148,102 @@ async fn an_id_that_is_repeated_gets_the_result_of_the_first() {
     assert_eq!((one.id.as_str(), other.id.as_str()), ("7", "8"));
     let later = tokio::time::timeout(TIMEOUT, stop("7")).await.unwrap().unwrap();
     assert_eq!(one, later);
+}
+
+/// A client that panics when it is asked for some things.
+#[derive(Clone)]
+struct Fragile {
+    simulator: Simulator,
+    panics: Arc<AtomicUsize>,
+}
+
+impl Fragile {
+    fn new(simulator: &Simulator) -> Self {
+        Self { simulator: simulator.clone(), panics: Arc::default() }
+    }
+
+    fn panic(&self) -> ! {
+        self.panics.fetch_add(1, Ordering::Relaxed);
+        panic!("on purpose");
+    }
+
+    fn panics(&self) -> usize {
+        self.panics.load(Ordering::Relaxed)
+    }
+}
+
+#[async_trait]
+impl TorrentClient for Fragile {
+    async fn list(&self, scope: Scope<'_>) -> Result<Listing, ClientError> {
+        self.simulator.list(scope).await
+    }
+
+    async fn get(&self, hashes: &[InfoHash], parts: Parts) -> Result<Vec<Option<Details>>, ClientError> {
+        if parts.trackers {
+            self.panic();
+        }
+        self.simulator.get(hashes, parts).await
+    }
+
+    async fn apply(&self, actions: &[Action]) -> Vec<Result<Applied, ClientError>> {
+        let is_fatal = |action: &Action| {
+            matches!(action, Action::Label(_, label) if label == "fatal") || *action == Action::Recheck(hash(1))
+        };
+        if actions.iter().any(is_fatal) {
+            self.panic();
+        }
+        self.simulator.apply(actions).await
+    }
+
+    fn capabilities(&self) -> Capabilities<'_> {
+        self.simulator.capabilities()
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_panics_fails_alone_and_is_not_executed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let client = Fragile::new(&simulator("home", 40));
+    let build = || {
+        let server = Server::new(client.clone()).interval(Duration::from_millis(100));
+        Manager::builder().server("home", server).data_dir(folder.path()).build()
+    };
+    let manager = build().await.unwrap();
+    manager.get_all().await.unwrap();
+    let home = manager.watcher("home").unwrap();
+    let commands = [
+        (Verb::Label, json!({"id": "fatal label", "label": "fatal"})),
+        (Verb::Recheck, json!({"id": "fatal check"})),
+        (Verb::Get, json!({"id": "fatal get", "trackers": true})),
+    ];
+    let command =
+        |(verb, body): (Verb, serde_json::Value)| home.command(verb, Some(hash(1)), body.as_object().unwrap().clone());
+    let fatal = join_all(commands.iter().cloned().map(command));
+    // Enough of them to share an exchange with the one that panics.
+    let others = join_all((2..=40).map(|n| home.label(hash(n), "fine")));
+    let all = async { tokio::join!(fatal, others) };
+    let (fatal, others) = tokio::time::timeout(TIMEOUT, all).await.unwrap();
+    let fatal: Vec<_> = fatal.into_iter().map(Result::unwrap).collect();
+    for outcome in &fatal {
+        assert_eq!(outcome.error.as_ref().map(|error| error.code), Some(ErrorCode::ClientFault), "{outcome:?}");
+        assert!(
+            outcome.error.as_ref().is_some_and(|error| error.message.contains("its log says which")),
+            "{outcome:?}"
+        );
+    }
+    assert!(others.iter().all(Result::is_ok), "{others:?}");
+    home.label(hash(1), "fine").await.unwrap();
+    let panics = client.panics();
+    manager.shutdown().await.unwrap();
+
+    let manager = build().await.unwrap();
+    manager.get_all().await.unwrap();
+    let home = manager.watcher("home").unwrap();
+    for ((verb, body), before) in commands.into_iter().zip(fatal) {
+        let again = home.command(verb, Some(hash(1)), body.as_object().unwrap().clone()).await.unwrap();
+        assert_eq!(again, before, "as in the log");
+    }
+    assert_eq!(client.panics(), panics);
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ mod terminal;
 mod trackers;
 mod watch;
 
+use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -183,9 +184,22 @@ pub fn run() -> ExitCode {
 
 /// Prints which argument is not UTF-8. Paths that go to a client are strings in JSON.
 fn not_utf8() -> Exit {
-    let argument = std::env::args_os().find(|argument| argument.to_str().is_none()).unwrap_or_default();
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let values = arguments.windows(2).filter(|pair| pair[1].to_str().is_none());
+    let named = values.map(|pair| match pair[1].to_string_lossy().split_once('=') {
+        Some((option, value)) if option.starts_with("--") => (Some(option.to_owned()), value.to_owned()),
+        Some(_) | None => (option_of(&pair[0]), pair[1].to_string_lossy().into_owned()),
+    });
+    // The value of an option first: a source of `add`, which needs no name, may be anything.
+    let (option, value) = named.max_by_key(|(option, _)| option.is_some()).unwrap_or_default();
+    let option = option.map_or_else(String::new, |option| format!("{option}: "));
     let remedy = "rename the file or folder, or name it by a symbolic link";
-    usage(&format!("`{}` is not UTF-8, so it cannot be sent to a client: {remedy}", argument.display()))
+    usage(&format!("{option}`{value}` is not UTF-8, so it cannot be sent to a client: {remedy}"))
+}
+
+/// Returns an argument that is an option, after which its value comes.
+fn option_of(argument: &OsStr) -> Option<String> {
+    argument.to_str().filter(|text| text.starts_with("--") && text.len() > 2).map(str::to_owned)
 }
 
 impl Cli {

@@ -8,7 +8,7 @@ use tracing::info;
 use super::asking::{Request, Stage};
 use super::common::blocking;
 use super::errors::{client_gone, command_error, precondition, still_busy, unanswered, unconfirmed, unknown_hash};
-use super::execution::{Attempt, EFFECT_TIMEOUT, Execution};
+use super::execution::{Attempt, EFFECT_TIMEOUT, Execution, Failure};
 use super::in_the_way::InTheWay;
 use super::padding::Padding;
 use super::pending_effects::EffectWaiter;
@@ -199,11 +199,16 @@ impl Execution<'_> {
         if matches!(&added, Ok(body) if body.status == OutcomeStatus::Ok) {
             return added;
         }
-        if !was_there && added.is_ok() {
-            self.insist(&Action::Delete(hash)).await?;
-        }
+        let body = match added {
+            Ok(body) if !was_there => match self.insist(&Action::Delete(hash)).await {
+                Ok(()) => body,
+                Err(Failure::Command(kept)) => return Ok(left_behind(hash, body, &kept)),
+                Err(failure) => return Err(failure),
+            },
+            added => added?,
+        };
         blocking(move || made.remove()).await?;
-        added
+        Ok(body)
     }
 
     /// Resolves a torrent to add; while its data is checked, health shows how far the check is.
@@ -270,6 +275,13 @@ fn take_unreached(requests: &mut [Request<'_>]) -> Option<ClientError> {
         Stage::Unreached(error) => Some(error),
         _ => None,
     }
+}
+
+/// Returns the result of an add that has failed and could not be taken back.
+fn left_behind(hash: InfoHash, body: ResultBody, kept: &CommandError) -> ResultBody {
+    let error = body.error.unwrap_or_else(unconfirmed);
+    let message = format!("{}; and it could not be removed again: {}", error.message, kept.message);
+    ResultBody::of_torrents(vec![TorrentOutcome::failed(hash, CommandError { message, ..error })])
 }
 
 /// Returns in what a torrent that was added differs from what was asked for.

@@ -12,8 +12,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::future::pending;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::FutureExt as _;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::model::{Action, SinkName};
@@ -79,7 +81,11 @@ impl ClientTurns {
                 continue;
             }
             let actions: Vec<Action> = batch.iter().flat_map(|request| request.actions.iter().cloned()).collect();
-            let mut all = client.apply(&actions).await.into_iter();
+            // The call is inside the block, so that a panic in it is caught, too.
+            let applied = AssertUnwindSafe(async { client.apply(&actions).await }).catch_unwind().await;
+            // Each command asks again on its own account then, so that the one whose action it is panics alone.
+            let all = applied.unwrap_or_else(|_| actions.iter().map(|_| Err(panicked())).collect());
+            let mut all = all.into_iter();
             for ShortRequest { actions, answers } in batch {
                 // Fails only if the command has ended with its worker.
                 let _nobody_waits = answers.send(all.by_ref().take(actions.len()).collect()).is_err();
@@ -90,6 +96,11 @@ impl ClientTurns {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns the answer to a request that ended in a panic of the client: what was carried out is not known.
+fn panicked() -> ClientError {
+    ClientError::Broken { reason: "a fault in this program, its log says which".to_owned() }
 }
 
 impl Waiting {

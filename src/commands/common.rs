@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
+use super::errors::program_fault;
 use crate::live_state::LiveState;
-use crate::model::{CommandError, ErrorCode};
+use crate::model::CommandError;
 use crate::port::{Clock, Store};
 
 /// Store, live state and clock: what is durable, what is visible, and what time it is.
@@ -21,6 +22,5 @@ pub struct Common {
 
 /// Runs file operations on a thread for blocking work, so that no task of the runtime waits for a disk.
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, CommandError> {
-    let failed = |_| CommandError::new(ErrorCode::ClientFault, "a fault in this program; its log says which");
-    spawn_blocking(work).await.map_err(failed)
+    spawn_blocking(work).await.map_err(|_| program_fault())
 }

@@ -42,6 +42,13 @@ pub(super) fn unanswered(lost: &ClientError) -> CommandError {
     )
 }
 
+/// Returns the error of a command that ended in a panic: of the bridge, or of a client that a library's user implements.
+pub(super) fn program_fault() -> CommandError {
+    let message = "a fault in this program ended the command, its log says which; how far the command had come is not \
+                   known, and it is not repeated";
+    CommandError::new(ErrorCode::ClientFault, message)
+}
+
 /// Returns what a failure of the client means for the command.
 pub(super) fn command_error(error: &ClientError) -> CommandError {
     let code = match error {

@@ -12,18 +12,20 @@
 //! the queue is free. Only one that was moving or deleting files by then goes on behind its result, until they are whole at
 //! one of the two places: meanwhile no other command may touch the torrent. Such a result says what is under way.
 
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
-use tracing::info;
+use tracing::{error, info};
 
 use super::client_turns::ClientTurns;
 use super::common::Common;
-use super::errors::{bad_request, command_error, unconfirmed};
+use super::errors::{bad_request, command_error, program_fault, unconfirmed};
 use super::file_progress::FileProgress;
 use super::pending_effects::PendingEffects;
 use super::queue::{Queue, QueuedCommand};
@@ -129,7 +131,7 @@ impl Execution<'_> {
         if self.is_over() {
             return finish(ResultBody::expired()).await;
         }
-        let mut work = pin!(self.execute());
+        let mut work = pin!(self.execute_or_panic());
         if let Some(body) = self.within(END_TIMEOUT - END_MARGIN, &mut work).await {
             return finish(body?).await;
         }
@@ -149,6 +151,16 @@ impl Execution<'_> {
 
     fn is_with_files(&self) -> bool {
         matches!(self.request.operation, Operation::DeleteWithData | Operation::Move { data: true, .. })
+    }
+
+    /// Executes the command; a panic ends it alone. The worker would otherwise execute it again after each restart.
+    async fn execute_or_panic(&self) -> Result<ResultBody, StoreError> {
+        let executed = AssertUnwindSafe(self.execute()).catch_unwind().await;
+        executed.unwrap_or_else(|_| {
+            // The panic hook has printed the message.
+            error!(server = %self.parts.server, id = %self.command.id, "command panicked");
+            Ok(ResultBody::failed(program_fault()))
+        })
     }
 
     /// Executes the command, as often as its client turns out to be unreachable, until its time to live is over.

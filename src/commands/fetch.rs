@@ -18,8 +18,9 @@ use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, LOCATION, SET
 use url::{Host, Url};
 
 use super::errors::bad_request;
+use super::fetch_errors::{NotPermitted, NotResolved, Unreachable, reason_of};
 use super::request::BODY_BYTES_MAX;
-use crate::model::{CommandError, ErrorCode, TorrentSource, UrlRules, error_chain, printable};
+use crate::model::{CommandError, ErrorCode, TorrentSource, UrlRules, printable};
 
 /// Maximum time of fetching a .torrent file, redirects included.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
@@ -97,7 +98,7 @@ impl Fetcher {
             if let Some(TorrentSource::Magnet(link)) = TorrentSource::from_link(&location) {
                 return Ok(Fetched::Magnet(link));
             }
-            url = url.join(&location).map_err(|error| failed(&host, format!("it redirects to no URL: {error}")))?;
+            url = url.join(&location).map_err(|error| failed(&host, format!("it redirects to no URL ({error})")))?;
         }
         let reason = match sets_cookies {
             true => {
@@ -149,14 +150,11 @@ fn forbidden(host: &str) -> CommandError {
 }
 
 fn unreachable_host(host: &str, error: reqwest::Error) -> CommandError {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-    while let Some(cause) = source {
-        if cause.is::<NotPermitted>() {
-            return forbidden(host);
-        }
-        source = cause.source();
+    match reason_of(error) {
+        Unreachable::NotPermitted => forbidden(host),
+        Unreachable::ForNow(reason) => failed(host, reason).retryable(),
+        Unreachable::ForGood(reason) => failed(host, reason),
     }
-    failed(host, error_chain(&error.without_url())).retryable()
 }
 
 /// Reads the answer of the last hop.
@@ -229,11 +227,6 @@ fn unzipped(body: &[u8], host: &str) -> Result<Bytes, CommandError> {
     if out.len() > BODY_BYTES_MAX { Err(too_large()) } else { Ok(out.into()) }
 }
 
-/// No address of a name may be fetched from.
-#[derive(Debug, thiserror::Error)]
-#[error("no address that may be fetched from")]
-struct NotPermitted;
-
 /// Leaves out addresses that a link must not reach, also when a name resolves to them.
 struct GuardedResolver(Arc<UrlRules>);
 
@@ -241,7 +234,7 @@ impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let rules = Arc::clone(&self.0);
         Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await.map_err(|_| NotResolved)?;
             let permitted = found.filter(|address| rules.permit(name.as_str(), address.ip()));
             let permitted: Vec<SocketAddr> = permitted.collect();
             if permitted.is_empty() {

@@ -22,6 +22,7 @@ mod disk_rights;
 mod errors;
 mod execution;
 mod fetch;
+mod fetch_errors;
 mod file_moves;
 mod file_operations;
 mod file_progress;

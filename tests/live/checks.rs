@@ -1,6 +1,6 @@
 //! Torrents whose hash check failed to open a file: rTorrent leaves them in its queue of checks for ever.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -10,7 +10,7 @@ use dtorrent_peers::content::Content;
 use dtorrent_peers::rtorrent::{Address, Listen, Options};
 use serde_json::{Value, json};
 
-use crate::harness::recorder::Command;
+use crate::harness::recorder::{Command, error_code};
 use crate::harness::scgi::ScgiProxy;
 use crate::harness::{Setup, World, can_run};
 
@@ -151,32 +151,83 @@ async fn many_torrents_that_rtorrent_cannot_read_leave_room_for_others() {
     if !can_run() {
         return;
     }
+    let (world, proxy, here) = behind_proxy().await;
+    // rTorrent looks elsewhere than the bridge, as in a container of its own, and finds folders in place of files.
+    let there = world.folder.join("home/elsewhere");
+    let text = |path: &Path| format!("<string>{}</string>", path.display()).leak();
+    proxy.replace(&[(text(&here), text(&there))]);
+    let odd = |number| {
+        let content = Content::file(&format!("odd-{number}"), 50_000, number);
+        std::fs::create_dir_all(there.join(&content.name)).unwrap();
+        content
+    };
+    for result in add_with_data(&world, &here, odd).await {
+        assert_eq!(*error_code(&result), "precondition", "{result}");
+    }
+    assert_eq!(world.home.hashes().await.unwrap(), [], "each was taken back");
+    assert_has_room(&world).await;
+}
+
+#[tokio::test]
+async fn many_torrents_that_rtorrent_reads_without_an_end_have_their_results_in_time() {
+    if !can_run() {
+        return;
+    }
+    let (world, proxy, here) = behind_proxy().await;
+    // Each torrent is of one file: so `d.size_files` says 1, and `d.is_multi_file` 0.
+    let (one, none) = (["d.size_files<", "d.size_files="], ["d.is_multi_file<", "d.is_multi_file="]);
+    proxy.replace(&[
+        ("d.hashing<", one[0]),
+        ("d.hashing=", one[1]),
+        ("d.is_hash_checking<", one[0]),
+        ("d.is_hash_checking=", one[1]),
+        ("d.complete<", none[0]),
+        ("d.complete=", none[1]),
+    ]);
+    for result in add_with_data(&world, &here, |number| Content::file(&format!("slow-{number}"), 50_000, number)).await
+    {
+        assert_eq!(*error_code(&result), "unconfirmed", "{result}");
+        assert!(Duration::from_millis(result["took_ms"].as_u64().unwrap()) >= TTL, "{result}");
+        let message = result["error"]["message"].as_str().unwrap();
+        assert!(message.contains("it is checking") && message.contains("could not be removed again"), "{message}");
+    }
+    proxy.replace(&[]);
+    assert_has_room(&world).await;
+}
+
+const TTL: Duration = Duration::from_secs(2);
+
+/// An rTorrent behind a proxy, and its folder of downloads.
+async fn behind_proxy() -> (World, ScgiProxy, PathBuf) {
     let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
     let mut world = World::new(Setup { rtorrent, ..Setup::default() }).await;
     let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
-    // rTorrent looks elsewhere than the bridge, as in a container of its own, and finds folders in place of files.
-    let [here, there] = ["downloads", "elsewhere"].map(|name| world.folder.join("home").join(name));
     let proxy = ScgiProxy::to(address).await;
-    let text = |path: &Path| format!("<string>{}</string>", path.display()).leak();
-    proxy.replace(&[(text(&here), text(&there))]);
     world.start_bridge_for(&[("home", &format!("scgi://{}", proxy.address))]).await;
-    let ttl = Duration::from_secs(2);
-    for number in 0..8 {
-        let content = Content::file(&format!("odd-{number}"), 50_000, number);
-        content.write_to(&here).unwrap();
-        std::fs::create_dir_all(there.join(&content.name)).unwrap();
-        let file = here.join(&content.name);
+    let downloads = world.home.downloads.clone();
+    (world, proxy, downloads)
+}
+
+/// Adds as many torrents with their data as may be added at a time; returns the results, each of which was in time.
+async fn add_with_data(world: &World, folder: &Path, content: impl Fn(u64) -> Content) -> Vec<Value> {
+    let contents: Vec<Content> = (0..8).map(content).collect();
+    for content in &contents {
+        content.write_to(folder).unwrap();
+        let file = folder.join(&content.name);
         let body = json!({"torrent": base64(&content.torrent), "data_file": file, "id": content.name, "ttl": "2s"});
         world.recorder.send(Command::new("dtorrent/home/command/add", body.to_string())).await;
     }
-    for number in 0..8 {
-        let result = world.recorder.result(&format!("odd-{number}")).await;
+    let mut results = Vec::new();
+    for content in &contents {
+        let result = world.recorder.result(&content.name).await;
         assert_eq!(result["status"], "error", "{result}");
-        // Which of the two comes first is a matter of time: where rTorrent would look for it, or the end of the command.
-        let code = result["results"][0]["error"]["code"].as_str().unwrap();
-        assert!(["precondition", "unconfirmed"].contains(&code), "{result}");
-        assert!(Duration::from_millis(result["took_ms"].as_u64().unwrap()) < ttl + END, "{result}");
+        assert!(Duration::from_millis(result["took_ms"].as_u64().unwrap()) < TTL + END, "{result}");
+        results.push(result);
     }
+    results
+}
+
+async fn assert_has_room(world: &World) {
     let torrent = MetainfoBuilder::single("next", 16_384).content(&[7; 40_000]).build();
     let result = world.recorder.command("home/command/add", json!({"torrent": base64(&torrent)})).await;
     assert_eq!(result["status"], "ok", "{result}");

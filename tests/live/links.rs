@@ -2,17 +2,22 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dtorrent_peers::content::Content;
+use dtorrent_peers::process::free_port;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use url::Url;
 
 use crate::harness::bridge::Bridge;
+use crate::harness::certificates::Certificates;
+use crate::harness::nginx::Nginx;
 use crate::harness::recorder::error_code;
 use crate::harness::{Setup, World, can_run};
 
@@ -159,7 +164,7 @@ async fn a_link_that_leads_to_no_torrent_is_named_without_its_passkey() {
         ("/empty", "bad_request", false, "nothing else"),
         ("/no-content", "bad_request", false, "204"),
         ("/unchanged", "bad_request", false, "304"),
-        ("/chunks", "bad_request", true, "EOF"),
+        ("/chunks", "bad_request", true, "before its answer was complete"),
         ("/cookie", "bad_request", false, "cookie"),
         ("/circle", "bad_request", false, "redirects"),
         ("/nowhere", "bad_request", false, "302"),
@@ -262,4 +267,66 @@ async fn a_link_reaches_no_metadata_service_and_only_what_the_config_allows() {
         let (code, _, _) = world.ask(&["add", &format!("http://{host}:{port}/x")], &[]).await;
         assert_eq!((code, world.home.hashes().await.unwrap()), (1, Vec::new()), "{rules} {host}");
     }
+}
+
+#[tokio::test]
+async fn a_link_that_fails_on_the_way_names_the_host_and_the_mend() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let certificates = Certificates::make(folder.path());
+    let mut world = World::running(Setup::default()).await;
+    let web = serve(|path| match path {
+        "/cut" => b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nd4:".to_vec(),
+        "/nothing" => Vec::new(),
+        "/odd" => b"SSH-2.0-OpenSSH_9.2\r\n".to_vec(),
+        _ => answer("200 OK", b""),
+    })
+    .await;
+    let tls = Nginx::in_front_of(&folder.path().join("nginx"), web.address.port(), &certificates).await;
+    let (plain, secure) = (web.address.port(), tls.port);
+    for (link, is_retryable, named) in [
+        (format!("https://127.0.0.1:{secure}/x"), false, "authority"),
+        (format!("https://127.0.0.1:{plain}/x"), false, "http://"),
+        (format!("http://127.0.0.1:{}/x", free_port().unwrap()), true, "nothing listens"),
+        (format!("http://127.0.0.1:{plain}/cut"), true, "before its answer was complete"),
+        (format!("http://127.0.0.1:{plain}/nothing"), true, "no complete answer"),
+        (format!("http://127.0.0.1:{plain}/odd"), true, "right port"),
+        ("http://nowhere.invalid/x".to_owned(), true, "cannot be resolved"),
+    ] {
+        let result = add(&world, &format!("{link}?passkey={PASSKEY}")).await;
+        let (error, message) = (&result["error"], result["error"]["message"].as_str().unwrap_or_default());
+        assert_eq!(
+            (error_code(&result), &error["retryable"]),
+            (&json!("bad_request"), &json!(is_retryable)),
+            "{link}: {result}"
+        );
+        let host = Url::parse(&link).unwrap().host_str().unwrap().to_owned();
+        assert!(message.contains(named) && message.contains(&format!("url: {host}: ")), "{link}: {result}");
+        for word in ["error sending", "client error", "os error", "UnknownIssuer", PASSKEY] {
+            assert!(!message.contains(word), "{link}: {result}");
+        }
+    }
+    assert_eq!(world.bridge().count_in_log(PASSKEY), 0);
+}
+
+#[tokio::test]
+async fn a_redirect_from_https_to_http_is_followed() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let certificates = Certificates::make(folder.path());
+    let launcher = vec!["env".to_owned(), format!("SSL_CERT_FILE={}", certificates.ca.display())];
+    let world = World::running(Setup { launcher, ..Setup::default() }).await;
+    let content = Content::file("downgraded", 40_000, 1);
+    let torrent = content.torrent.clone();
+    let plain = serve(move |_| answer("200 OK", &torrent)).await;
+    let port = plain.address.port();
+    let first = serve(move |_| redirect(&format!("http://127.0.0.1:{port}/x"))).await;
+    let tls = Nginx::in_front_of(&folder.path().join("nginx"), first.address.port(), &certificates).await;
+    let result = add(&world, &format!("https://localhost:{}/x", tls.port)).await;
+    assert_eq!((&result["status"], &result["results"][0]["hash"]), (&json!("ok"), &json!(content.hash)), "{result}");
 }

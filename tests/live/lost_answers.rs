@@ -5,11 +5,11 @@ use std::time::Duration;
 use base64::Engine as _;
 use dtorrent_peers::InfoHash;
 use dtorrent_peers::content::Content;
-use dtorrent_peers::rtorrent::{Address, Listen, Options};
+use dtorrent_peers::rtorrent::{Address, Argument, Listen, Options};
 use serde_json::{Value, json};
 
 use crate::harness::faulty::{Fault, FaultyServer, LOSSES};
-use crate::harness::recorder::{Command, error_code};
+use crate::harness::recorder::{Command, Message, error_code, events_in};
 use crate::harness::{Setup, World, can_run};
 
 /// Limit of one exchange in these tests.
@@ -214,5 +214,34 @@ async fn what_kills_rtorrent_is_asked_twice_and_not_in_a_loop() {
         let result = world.recorder.command(&of_torrent(contents[1].hash, "priority"), json!({"priority": 1})).await;
         assert_eq!(result["status"], "ok", "{result}");
         assert_eq!(server.count(Fault::Kill), deaths, "{verb}");
+    }
+}
+
+#[tokio::test]
+async fn the_next_full_poll_comes_in_time_after_polls_without_an_answer() {
+    if !can_run() {
+        return;
+    }
+    const SWEEP: Duration = Duration::from_secs(1);
+    let content = Content::file("polled", 50_000, 1);
+    let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
+    let server = format!("timeout = \"3s\"\nsweep = \"{}s\"", SWEEP.as_secs());
+    let mut world = World::new(Setup { rtorrent, server, ..Setup::default() }).await;
+    world.home.load(&content.torrent, false).await.unwrap();
+    let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
+    let server = FaultyServer::to(address, Duration::from_secs(3), 0).await;
+    world.start_bridge_for(&[("home", &server.url())]).await;
+    for (number, fault) in [Fault::SwallowAnswer, Fault::SwallowRequest].into_iter().enumerate() {
+        // A label is read by full polls alone.
+        server.fail_next("d.custom1=", fault, 2);
+        server.wait_for(fault, 2).await;
+        let mark = world.recorder.mark();
+        world.home.act(content.hash, "d.custom1.set", &[Argument::Text(&format!("by hand {number}"))]).await.unwrap();
+        // The second of the polls without an answer ends after its limit. One that counted for what it took would put off
+        // the next by twenty times as long.
+        let is_shown = |all: &[Message]| {
+            events_in(&all[mark..], "home").into_iter().find(|event| event["event_type"] == "label_changed")
+        };
+        world.recorder.wait_within(20 * SWEEP, "a full poll", is_shown).await;
     }
 }

@@ -142,6 +142,24 @@ async fn a_torrent_that_rtorrent_would_refuse_or_load_under_another_hash_is_refu
             folder("i", &format!("6:lengthi20000e4:pathl256:{}e", "p".repeat(256))),
             "`path`",
         ),
+        (
+            "a name in another encoding that no file system takes",
+            single("", "i", &format!("10:name.utf-8256:{}", "p".repeat(256)), ""),
+            "`name.utf-8`",
+        ),
+        (
+            "a path in another encoding that no file system takes",
+            folder("i", &format!("6:lengthi20000e4:pathl1:ae10:path.utf-8l256:{}e", "p".repeat(256))),
+            "`path.utf-8`",
+        ),
+        (
+            "a path in another encoding as long as no file system takes",
+            folder(
+                "i",
+                &format!("6:lengthi20000e4:pathl1:ae10:path.utf-8l{}e", format!("250:{}", "p".repeat(250)).repeat(17)),
+            ),
+            "`path.utf-8`",
+        ),
         ("a file without a name", folder("j", "6:lengthi20000e4:pathl1:a0:e"), "`path`"),
         ("a path twice, not in a row", files("k", &["1:a", "1:b", "1:a"]), "`files`"),
         ("a path twice, with an empty name", files("l", &["1:a", "1:b", "0:1:a"]), "`files`"),

@@ -28,7 +28,7 @@ pub struct TorrentFile {
     pub root: Option<[u8; 32]>,
 }
 
-/// Checks one name of a path.
+/// Checks one name of a path, in whatever encoding: some client takes it.
 fn check_name(bytes: &[u8], key: &str) -> Result<(), InvalidMetainfo> {
     if bytes.starts_with(b"/") || bytes.split(|byte| *byte == b'/').any(|part| part == b"..") {
         return Err(InvalidMetainfo::Outside { key: key.to_owned() });
@@ -36,12 +36,7 @@ fn check_name(bytes: &[u8], key: &str) -> Result<(), InvalidMetainfo> {
     if matches!(bytes, b"" | b".") || bytes.iter().any(|byte| matches!(byte, b'/' | 0)) {
         return Err(wrong(key, "is not a valid file name"));
     }
-    Ok(())
-}
-
-/// Checks the length of a name that files get where no other encoding is chosen.
-fn check_length(name: &[u8], key: &str) -> Result<(), InvalidMetainfo> {
-    if name.len() > NAME_BYTES_MAX {
+    if bytes.len() > NAME_BYTES_MAX {
         // rTorrent loads it, and then checks its data for ever.
         return Err(wrong(key, "is longer than 255 bytes, which no file system takes"));
     }
@@ -59,9 +54,7 @@ pub(super) fn name<'a>(info: Value<'a>) -> Result<&'a [u8], InvalidMetainfo> {
         let key = printable(key);
         check_name(value.text().ok_or_else(|| wrong(&key, "is not a byte string"))?, &key)?;
     }
-    let name = lookup(info, "name")?.and_then(Value::text).ok_or_else(|| wrong("name", "is missing"))?;
-    check_length(name, "name")?;
-    Ok(name)
+    lookup(info, "name")?.and_then(Value::text).ok_or_else(|| wrong("name", "is missing"))
 }
 
 /// Returns the names of a path as they are written, after checking them.
@@ -74,7 +67,11 @@ fn path<'a>(value: Value<'a>, key: &str) -> Result<Vec<&'a [u8]>, InvalidMetainf
     if names.last().is_none_or(|name| name.is_empty()) {
         return Err(wrong(key, "ends without a file name"));
     }
-    names.iter().filter(|name| !name.is_empty()).try_for_each(|name| check_name(name, key))?;
+    let not_empty = names.iter().filter(|name| !name.is_empty());
+    not_empty.clone().try_for_each(|name| check_name(name, key))?;
+    if not_empty.map(|name| name.len() + 1).sum::<usize>() > PATH_BYTES_MAX {
+        return Err(wrong(key, "is longer than 4095 bytes, which no file system takes"));
+    }
     Ok(names)
 }
 
@@ -143,12 +140,7 @@ pub(super) fn listed_files(list: Value<'_>) -> Result<Vec<TorrentFile>, InvalidM
             return Err(wrong("files", "has a file twice, or one inside the other"));
         }
         let (_, names) = paths.iter().find(|(key, _)| *key == b"path").ok_or_else(|| wrong("path", "is missing"))?;
-        let names = names.iter().filter(|name| !name.is_empty());
-        names.clone().try_for_each(|name| check_length(name, "path"))?;
-        let path: Vec<Vec<u8>> = names.map(|name| name.to_vec()).collect();
-        if path.iter().map(|name| name.len() + 1).sum::<usize>() > PATH_BYTES_MAX {
-            return Err(wrong("path", "is longer than 4095 bytes, which no file system takes"));
-        }
+        let path = names.iter().filter(|name| !name.is_empty()).map(|name| name.to_vec()).collect();
         files.push(TorrentFile { path, length: size(file, "length")?, is_padding, root: None });
         paths_before = paths;
     }
@@ -178,7 +170,6 @@ pub(super) fn tree_files(tree: Value<'_>) -> Result<Vec<TorrentFile>, InvalidMet
             }
             Some((name, below)) => {
                 check_name(name, "file tree")?;
-                check_length(name, "file tree")?;
                 path.push(name.to_vec());
                 folders.push(entries(below)?);
             }
