@@ -19,7 +19,7 @@ use tracing::warn;
 use super::errors::command_error;
 use super::execution::Execution;
 use super::pending_effects::EffectWaiter;
-use crate::model::{Action, Add, CommandError, Details, Observed, Parts, TorrentOutcome};
+use crate::model::{Action, Add, CommandError, Details, Move, Observed, Parts, TorrentOutcome};
 use crate::port::{Applied, ClientError};
 
 /// Most torrents of one request to the client; between two such batches other commands have their turn.
@@ -204,12 +204,16 @@ impl Execution<'_> {
     /// at the new place has forgotten what it has, so it looks again.
     async fn release_refused(&self, requests: &[&mut Request<'_>], answers: &[Result<Applied, ClientError>]) {
         for (request, answer) in requests.iter().zip(answers) {
-            let (Action::Move(hash, _), Err(ClientError::Precondition { .. } | ClientError::Fault { .. })) =
-                (&request.action, answer)
-            else {
-                continue;
+            let (Action::Move(Move { hash, .. }), Err(error)) = (&request.action, answer) else { continue };
+            let steps = match error {
+                ClientError::Precondition { .. } | ClientError::Fault { .. } => {
+                    vec![Action::Release(*hash), Action::Recheck(*hash)]
+                }
+                // Asked for again, until the time to live is over.
+                ClientError::Busy { .. } if self.is_over() => vec![Action::Release(*hash)],
+                _ => continue,
             };
-            for step in [Action::Release(*hash), Action::Recheck(*hash)] {
+            for step in steps {
                 if let Err(error) = self.insist(&step).await {
                     warn!(server = %self.parts.server, id = %self.command.id, %hash, %error, "torrent not as before");
                 }
@@ -276,7 +280,7 @@ fn missing_steps(add: &Add, observed: Option<&Observed>) -> Vec<Action> {
     let hash = add.hash;
     let is_unchecked = add.checked.is_some() && !observed.is_some_and(|observed| observed.torrent.finished);
     let steps = [
-        add.directory.clone().map(|directory| Action::Move(hash, directory)),
+        add.directory.clone().map(|directory| Action::Move(Move::new(hash, directory))),
         add.label.clone().map(|label| Action::Label(hash, label)),
         add.priority.map(|priority| Action::Priority(hash, priority)),
         (!add.custom.is_empty()).then(|| Action::Custom(hash, add.custom.clone())),

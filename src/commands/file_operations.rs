@@ -25,8 +25,8 @@ use super::files::FilePlan;
 use super::pending_effects::EffectWaiter;
 use super::results::ResultBody;
 use crate::model::{
-    Action, CommandError, Content, DeletedFiles, ErrorCode, InfoHash, Listing, Observed, Operation, Parts, Status,
-    Torrent, TorrentOutcome,
+    Action, CommandError, Content, DeletedFiles, ErrorCode, InfoHash, Listing, Move, Observed, Operation, Parts,
+    Status, Torrent, TorrentOutcome,
 };
 use crate::port::{ClientError, Scope};
 
@@ -85,63 +85,6 @@ impl Execution<'_> {
         }
         self.progress().is_changing = true;
         Ok(())
-    }
-
-    /// Sets the directory of torrents whose files are there already, or have to be downloaded.
-    pub(super) async fn move_without_files(&self, directory: &str) -> Attempt<ResultBody> {
-        let (mut actions, mut rows) = (Vec::new(), Vec::new());
-        for hash in self.torrents()? {
-            match self.check_new_place(hash, directory).await {
-                Ok(()) => actions.push(Action::Move(hash, directory.to_owned())),
-                Err(Failure::Command(error)) => rows.push(TorrentOutcome::failed(hash, error)),
-                Err(failure) => return Err(failure),
-            }
-        }
-        let is_known = |action: &Action| self.read(|server| server.snapshot.contains_key(&action.hash()));
-        if !self.request.dry_run && actions.iter().any(is_known) {
-            let (roots, directory) = (self.parts.sources.roots.clone(), directory.to_owned());
-            blocking(move || roots.make_directory(&directory)).await??;
-        }
-        if !actions.is_empty() || rows.is_empty() {
-            rows.extend(self.act(actions).await?.torrents);
-        }
-        rows.sort_by_key(|row| row.hash);
-        Ok(ResultBody::of_torrents(rows))
-    }
-
-    /// Checks that what a torrent has is in a directory where it is to run on. rTorrent would find that nothing is there,
-    /// stop it, and forget what it has.
-    async fn check_new_place(&self, hash: InfoHash, directory: &str) -> Attempt<()> {
-        let runs_with_data = |torrent: &Torrent| torrent.status != Status::Stopped && torrent.downloaded > 0;
-        if !self.read(|server| server.snapshot.get(&hash).is_some_and(|one| runs_with_data(&one.torrent))) {
-            return Ok(());
-        }
-        let mut content = match self.content(hash).await {
-            Ok((content, _)) => content,
-            // Its names are not known exactly, so nobody can look for them.
-            Err(Failure::Command(error)) if error.code == ErrorCode::Precondition => return Ok(()),
-            Err(failure) => return Err(failure),
-        };
-        let place = place_in(directory, &content);
-        if content.directory == place {
-            return Ok(());
-        }
-        content.directory = place;
-        let roots = self.parts.sources.roots.clone();
-        let missing = |error: CommandError| {
-            precondition(format!(
-                "{}; a torrent that runs needs its content there, or is moved with `data`",
-                error.message
-            ))
-        };
-        // Without its root this machine sees nothing of the directory; then the client alone can say.
-        let check = move || {
-            if !roots.is_seen(&content.directory) {
-                return Ok(());
-            }
-            FilePlan::new(&roots, &content)?.check_complete()
-        };
-        Ok(blocking(check).await?.map_err(missing)?)
     }
 
     /// Deletes the files first and then the torrent: interrupted in between, it is still there to go on with.
@@ -207,7 +150,7 @@ impl Execution<'_> {
     /// Holds the torrent, moves its files, sets its directory: in this order no file is open while it moves.
     async fn move_with_files(&self, hash: InfoHash, directory: &str, listing: &Listing) -> Attempt<TorrentOutcome> {
         self.check(hash)?;
-        let (content, _) = self.content(hash).await?;
+        let (content, Observed { torrent, .. }) = self.content(hash).await?;
         if content.directory == place_in(directory, &content) {
             // Interrupted when only this was left to do.
             if self.command.is_started && !self.request.dry_run {
@@ -222,7 +165,8 @@ impl Execution<'_> {
         if self.request.dry_run {
             return Ok(TorrentOutcome::ok(hash));
         }
-        let action = Action::Move(hash, directory.to_owned());
+        let was_paused = torrent.status == Status::Paused;
+        let action = Action::Move(Move { was_paused, ..Move::new(hash, directory) });
         let effect = self.expect(&action);
         let moved = self.move_held(hash, directory, listing, moving, is_checking).await;
         let moving = self.or_release(hash, moved).await?;
@@ -273,7 +217,7 @@ impl Execution<'_> {
             Ok(Ok(())) => {}
             Ok(Err(error)) | Err(error) => return error.into(),
         }
-        match self.insist(&Action::Move(hash, home)).await {
+        match self.insist(&Action::Move(Move::new(hash, home))).await {
             // A client that did not find the files at the new place has forgotten that it has them.
             Ok(()) => match self.insist(&Action::Recheck(hash)).await {
                 Ok(()) => failure,
@@ -350,7 +294,7 @@ impl Execution<'_> {
     }
 
     /// Returns where the content of a torrent is, and the torrent as the client has it now.
-    async fn content(&self, hash: InfoHash) -> Attempt<(Content, Observed)> {
+    pub(super) async fn content(&self, hash: InfoHash) -> Attempt<(Content, Observed)> {
         let parts = Parts { torrent: true, ..Parts::default() };
         let details = self.details(&[hash], parts).await?.into_iter().next().flatten();
         let observed = details.and_then(|details| details.observed).ok_or_else(|| unknown_hash(hash))?;
@@ -436,7 +380,7 @@ async fn effect_shown(mut effect: EffectWaiter<'_>) {
 }
 
 /// Returns the directory of the files of a torrent after a move.
-fn place_in(directory: &str, content: &Content) -> PathBuf {
+pub(super) fn place_in(directory: &str, content: &Content) -> PathBuf {
     // Compared by components: a slash at the end changes nothing.
     content.folder_name.as_ref().map_or_else(|| PathBuf::from(directory), |name| Path::new(directory).join(name))
 }

@@ -11,6 +11,7 @@
 mod actions;
 mod admission;
 mod asking;
+mod bare_moves;
 mod beneath;
 mod body_schema;
 mod bridge;

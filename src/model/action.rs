@@ -40,7 +40,7 @@ pub enum Action {
     /// Lets a torrent go on as before a hold.
     Release(InfoHash),
     /// Sets the directory of the data. The torrent goes on as before, or as before a hold.
-    Move(InfoHash, String),
+    Move(Move),
     /// Assigns a torrent to a group that shares a limit; an empty name is the global one.
     Throttle(InfoHash, String),
     /// Sets the priority of files, by their place in the torrent: 0 off, 1 normal, 2 high.
@@ -59,9 +59,10 @@ impl Action {
         match self {
             Self::Pause(hash) | Self::Resume(hash) | Self::Start(hash) | Self::Stop(hash) | Self::Delete(hash) => *hash,
             Self::Recheck(hash) | Self::Announce(hash) | Self::Hold(hash) | Self::Release(hash) => *hash,
-            Self::Label(hash, _) | Self::Move(hash, _) | Self::Throttle(hash, _) => *hash,
+            Self::Label(hash, _) | Self::Throttle(hash, _) => *hash,
             Self::Priority(hash, _) | Self::FilePriority(hash, ..) => *hash,
             Self::Trackers(hash, _) | Self::Custom(hash, _) => *hash,
+            Self::Move(moved) => moved.hash,
             Self::Add(add) => add.hash,
         }
     }
@@ -79,7 +80,7 @@ impl Action {
         match self {
             Self::Pause(_) | Self::Resume(_) | Self::Start(_) | Self::Stop(_) | Self::Delete(_) => true,
             Self::Label(..) | Self::Priority(..) => true,
-            Self::Recheck(_) | Self::Announce(_) | Self::Hold(_) | Self::Release(_) | Self::Move(..) => false,
+            Self::Recheck(_) | Self::Announce(_) | Self::Hold(_) | Self::Release(_) | Self::Move(_) => false,
             Self::Throttle(..) | Self::FilePriority(..) | Self::Add(_) => false,
             Self::Trackers(..) | Self::Custom(..) => false,
         }
@@ -93,7 +94,7 @@ impl Action {
             Self::Label(..) | Self::Priority(..) => true,
             Self::Add(add) => add.custom.is_empty(),
             // A move restores the status in a second step.
-            Self::Recheck(_) | Self::Announce(_) | Self::Hold(_) | Self::Release(_) | Self::Move(..) => false,
+            Self::Recheck(_) | Self::Announce(_) | Self::Hold(_) | Self::Release(_) | Self::Move(_) => false,
             Self::Throttle(..) | Self::FilePriority(..) | Self::Trackers(..) | Self::Custom(..) => false,
         }
     }
@@ -109,7 +110,10 @@ impl Action {
             Self::Stop(_) | Self::Hold(_) => torrent.status == Status::Stopped,
             Self::Label(_, label) => torrent.label.as_deref() == Some(label),
             Self::Priority(_, priority) => torrent.priority == Some(*priority),
-            Self::Move(_, directory) => torrent.directory.as_deref().is_some_and(|now| is_at_or_below(now, directory)),
+            Self::Move(Move { directory, was_paused, .. }) => {
+                let is_as_before = !was_paused || matches!(torrent.status, Status::Paused | Status::Checking);
+                is_as_before && torrent.directory.as_deref().is_some_and(|now| is_at_or_below(now, directory))
+            }
             // It may be checked first, and its events are those behind the check, too.
             Self::Release(_) => torrent.status != Status::Checking,
             // No listing shows these. The client was read again when it was asked, and one more poll names their events.
@@ -152,8 +156,9 @@ impl Action {
             // A re-check un-pauses a torrent for as long as it lasts.
             Self::Recheck(_) => &[Checking, Checked, Resumed, Paused],
             Self::Announce(_) | Self::Trackers(..) | Self::Custom(..) => &[],
-            // The torrent is closed while its directory is set, and may be checked when it is opened again.
-            Self::Move(..) => &[Moved, Stopped, Started, Paused, Resumed, Checking, Checked, Unstalled],
+            // The torrent is closed while its directory is set, and may be checked when it is opened again, or be found to
+            // have less there.
+            Self::Move(_) => &[Moved, Stopped, Started, Paused, Resumed, Checking, Checked, Unstalled, Unfinished],
             // rTorrent takes another group only while the torrent is paused.
             Self::Throttle(..) => &[Paused, Resumed],
             // What is left to download, and with it completion, is that of the selected files.
@@ -190,6 +195,27 @@ pub struct Limits {
     #[serde(rename = "upload_limit")]
     #[schemars(range(max = LIMIT_MAX))]
     pub upload: Option<u64>,
+}
+
+/// A new directory of the data of a torrent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Move {
+    /// The torrent.
+    pub hash: InfoHash,
+    /// Its directory.
+    pub directory: String,
+    /// Whether the client has to find out anew what it has: in the directory is not what it had before.
+    pub recheck: bool,
+    /// Whether the torrent was paused, and is to be so again: it runs for a moment.
+    pub was_paused: bool,
+}
+
+impl Move {
+    /// Returns a move to where the content is.
+    pub fn new(hash: InfoHash, directory: impl Into<String>) -> Self {
+        Self { hash, directory: directory.into(), recheck: false, was_paused: false }
+    }
 }
 
 /// A torrent to load.

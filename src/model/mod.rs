@@ -39,7 +39,7 @@ mod url_rules;
 mod verb;
 
 pub(crate) use action::is_at_or_below;
-pub use action::{Action, Add, AddSource, Limits, Parts};
+pub use action::{Action, Add, AddSource, Limits, Move, Parts};
 pub use bencode::NotBencoded;
 pub use change::{Change, Changes};
 pub use command::{CommandError, CommandId, ErrorCode, InvalidCommandId};

@@ -14,12 +14,14 @@ use crate::harness::{Setup, World, can_run};
 
 /// Limit of one exchange in these tests.
 const TIMEOUT: Duration = Duration::from_millis(400);
+/// Time from one full poll to the next in the test of these.
+const SWEEP: Duration = Duration::from_secs(1);
 
 /// An rTorrent behind a server that loses answers, with these torrents, started or not; they have no content.
 async fn behind_faults(contents: &[(&Content, bool)], seed: u64) -> (World, FaultyServer) {
     let lines = vec!["throttle.up = slow,100".to_owned()];
     let rtorrent = Options { listen: Listen::Tcp, lines, ..Options::default() };
-    let server = format!("timeout = \"{}ms\"\nsweep = \"2s\"", TIMEOUT.as_millis());
+    let server = format!("timeout = \"{}ms\"\nsweep = \"2s\"\nrpc = [\"d.custom2.set\"]", TIMEOUT.as_millis());
     let sink = "commands = [\"*\"]".to_owned();
     let mut world = World::new(Setup { rtorrent, server, sink, ..Setup::default() }).await;
     for (content, start) in contents {
@@ -179,6 +181,25 @@ async fn a_change_that_is_never_answered_nor_shown_is_unconfirmed() {
 }
 
 #[tokio::test]
+async fn a_method_whose_answer_was_lost_is_unconfirmed_and_not_called_again() {
+    if !can_run() {
+        return;
+    }
+    let content = Content::file("called", 50_000, 1);
+    let (world, server) = behind_faults(&[(&content, false)], 0).await;
+    for fault in [Fault::SwallowRequest, Fault::CutRequest, Fault::GatewayTimeoutBefore] {
+        server.fail_next("d.custom2.set", fault, 1);
+        let body = json!({"method": "d.custom2.set", "params": [content.hash.to_rpc(), "x"]});
+        let result = world.recorder.command("home/command/rpc", body).await;
+        assert_eq!((error_code(&result), server.count(fault)), (&json!("unconfirmed"), 1), "{fault:?}: {result}");
+        // Behind it, so a second call would have been made by now.
+        let result = world.recorder.command(&of_torrent(content.hash, "label"), json!({"label": "x"})).await;
+        assert_eq!(result["status"], "ok", "{fault:?}: {result}");
+        assert_eq!(world.home.get(content.hash, "d.custom2").await.unwrap(), "", "{fault:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_kills_rtorrent_is_asked_twice_and_not_in_a_loop() {
     if !can_run() {
         return;
@@ -222,7 +243,6 @@ async fn the_next_full_poll_comes_in_time_after_polls_without_an_answer() {
     if !can_run() {
         return;
     }
-    const SWEEP: Duration = Duration::from_secs(1);
     let content = Content::file("polled", 50_000, 1);
     let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
     let server = format!("timeout = \"3s\"\nsweep = \"{}s\"", SWEEP.as_secs());

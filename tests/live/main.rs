@@ -8,6 +8,7 @@ mod adding;
 mod api;
 mod attack;
 mod bad_network;
+mod bare_moves;
 mod checks;
 mod command_ids;
 mod commands;

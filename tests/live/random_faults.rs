@@ -8,6 +8,7 @@ use dtorrent::model::MetainfoBuilder;
 use dtorrent_peers::InfoHash;
 use dtorrent_peers::content::Content;
 use dtorrent_peers::rtorrent::{Address, Argument, Listen, Options};
+use futures_util::stream::{self, StreamExt as _};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
@@ -17,12 +18,12 @@ use crate::harness::faulty::FaultyServer;
 use crate::harness::recorder::{Command, Message, error_code};
 use crate::harness::{Setup, World, base64, can_run};
 
-const TORRENTS: usize = 100;
+const TORRENTS: usize = 170;
 const COMMANDS: usize = 500;
 /// Exchanges of a hundred that are lost.
 const FAULTS_PERCENT: u32 = 8;
-/// Limit of one exchange.
-const TIMEOUT: Duration = Duration::from_millis(400);
+/// Limit of one exchange. Each of those that are lost takes as long, one after the other.
+const TIMEOUT: Duration = Duration::from_millis(150);
 /// Time to live, and the time after it for which the reference allows a command to go on.
 const TTL: Duration = Duration::from_secs(20);
 const END: Duration = Duration::from_secs(20);
@@ -128,13 +129,16 @@ impl Run {
         for number in 0..9 {
             std::fs::create_dir(world.home.downloads.join(number.to_string())).unwrap();
         }
+        let mut loads = Vec::new();
         for number in 0..TORRENTS {
             let content = tracked(seed, number, &tracker.url);
             if number % 3 == 0 {
                 content.write_to(&world.home.downloads).unwrap();
             }
-            world.home.load(&content.torrent, rng.random_bool(0.7)).await.unwrap();
+            loads.push((content.torrent, rng.random_bool(0.7)));
         }
+        let load = async |(torrent, start): (Vec<u8>, bool)| world.home.load(&torrent, start).await.unwrap();
+        stream::iter(loads).map(load).buffer_unordered(16).collect::<Vec<_>>().await;
         let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
         let server = FaultyServer::to(address, TIMEOUT, seed).await;
         world.start_bridge_for(&[("home", &server.url())]).await;
@@ -366,7 +370,9 @@ fn effects_of(verb: &str) -> &'static [&'static str] {
         "label" => &["label_changed"],
         "priority" => &["priority_changed"],
         "recheck" => &["checking", "checked", "resumed", "paused", "finished", "unfinished"],
-        "move" => &["moved", "stopped", "started", "paused", "resumed", "checking", "checked", "unstalled"],
+        "move" => {
+            &["moved", "stopped", "started", "paused", "resumed", "checking", "checked", "unstalled", "unfinished"]
+        }
         "throttle" => &["paused", "resumed"],
         "file_priority" => &["finished", "unfinished"],
         _ => &[],

@@ -174,7 +174,7 @@ impl ExecClient {
             Action::Add(add) => ("add", params_of_add(add)),
             Action::Hold(_)
             | Action::Release(_)
-            | Action::Move(..)
+            | Action::Move(_)
             | Action::Throttle(..)
             | Action::FilePriority(..)
             | Action::Trackers(..)

@@ -317,7 +317,7 @@ impl SimulatorState {
         self.asked.push((self.clock.now(), action.clone()));
         let hash = action.hash();
         match action {
-            Action::Move(..)
+            Action::Move(_)
             | Action::Throttle(..)
             | Action::FilePriority(..)
             | Action::Trackers(..)

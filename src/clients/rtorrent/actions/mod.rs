@@ -98,7 +98,7 @@ async fn apply_singly(client: &RtorrentClient, action: &Action) -> Outcome {
         Action::Announce(hash) => single(*hash).announce().await,
         Action::Hold(hash) => single(*hash).hold().await,
         Action::Release(hash) => single(*hash).release().await,
-        Action::Move(hash, directory) => single(*hash).relocate(directory).await,
+        Action::Move(moved) => single(moved.hash).relocate(moved).await,
         Action::Throttle(hash, group) => single(*hash).throttle(group).await,
         Action::FilePriority(hash, files, priority) => single(*hash).file_priority(files, *priority).await,
         Action::Trackers(hash, changes) => single(*hash).trackers(changes).await,

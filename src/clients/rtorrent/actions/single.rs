@@ -11,7 +11,7 @@ use super::super::probe::Probe;
 use super::super::{Access, RtorrentClient};
 use super::rules::{self, Rule};
 use super::{EFFECT_INTERVAL, Outcome, check_directory, forgotten};
-use crate::model::{InfoHash, is_at_or_below, printable};
+use crate::model::{InfoHash, Move, is_at_or_below, printable};
 use crate::port::{Applied, ClientError};
 
 /// The custom value of a held torrent that says how it was: `running`, `paused` or `stopped`.
@@ -20,6 +20,8 @@ const HELD_KEY: &str = "dtorrent_held";
 const FILES_BATCH: usize = 500;
 /// Maximum time for which a re-check of a paused torrent is waited for before the polls take over.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum time for which polls wait for a check of a held torrent: without content it takes some milliseconds.
+const HELD_CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 /// Maximum time for a started torrent to open its files: some milliseconds, unless rTorrent is busy.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum time for an announce to show.
@@ -186,9 +188,9 @@ impl<'a> SingleAction<'a> {
 
     /// Sets the directory of the content, and lets the torrent go on as before a hold.
     ///
-    /// The torrent is held first, because rTorrent silently closes a torrent whose directory is set while it is open. If it ran and
-    /// does not run in the new directory, it gets its old one back, and stays held.
-    pub(super) async fn relocate(&self, directory: &str) -> Outcome {
+    /// The torrent is held first, because rTorrent silently closes one whose directory is set while it is open. If it cannot be
+    /// in the new directory as it was, it gets its old one back, and stays held.
+    pub(super) async fn relocate(&self, Move { directory, recheck, .. }: &Move) -> Outcome {
         check_directory(directory)?;
         self.hold().await?;
         let calls = [
@@ -205,18 +207,57 @@ impl<'a> SingleAction<'a> {
             let message = format!("its directory is {:?} after it was set", printable(now.as_bytes()));
             return Err(ClientError::Fault { message });
         }
-        // After the directory was seen to be right: a crash before this lets the command be repeated.
-        self.release().await?;
-        if was != "running" {
-            return Ok(Applied::Seen);
+        let mut problem = if *recheck { self.check_held(was).await? } else { None };
+        if problem.is_none() {
+            // After the directory was seen to be right: a crash before this lets the command be repeated.
+            self.release().await?;
+            if was == "running" {
+                problem = self.run_problem().await?;
+            }
         }
-        let Some(problem) = self.run_problem().await? else { return Ok(Applied::Seen) };
+        let Some(problem) = problem else { return Ok(Applied::Seen) };
         let reason = format!("rTorrent cannot use {directory} for its content: {problem}");
         match self.take_back(home, was).await {
             Ok(()) => {
                 Err(ClientError::Precondition { reason: format!("{reason}; its directory is the old one again") })
             }
             Err(error) => Err(ClientError::Fault { message: format!("{reason}; it could not go back: {error}") }),
+        }
+    }
+
+    /// Has rTorrent find out what a held torrent has in its directory; returns why it cannot. A check that takes longer goes
+    /// on behind this.
+    ///
+    /// A start alone does not: rTorrent 0.9.8 stops a torrent that it takes for complete and that is not, with a message.
+    async fn check_held(&self, was: &str) -> Result<Option<String>, ClientError> {
+        let mut current = self.read().await?;
+        current.access.call_torrent(self.hash, &[self.call("d.check_hash")]).await?;
+        let was_complete = current.row.complete;
+        let until = Instant::now() + HELD_CHECK_TIMEOUT;
+        loop {
+            // Under one access, so that no poll shows the message of a check that found less than before.
+            tokio::time::sleep(EFFECT_INTERVAL).await;
+            let Some((row, _)) = current.access.read_row(self.hash, Vec::new()).await? else {
+                return Err(ClientError::UnknownHash(self.hash));
+            };
+            current.row = row;
+            if current.row.hashing_failed && !current.row.is_hash_checking {
+                return Ok(Some(problem_of(&current.row)));
+            }
+            if !current.row.is_checking() {
+                let calls =
+                    [self.call("d.close"), self.call("d.message.set").text(""), self.call("d.save_full_session")];
+                return current.access.call_torrent(self.hash, &calls).await.map(|_| None);
+            }
+            if Instant::now() >= until && was_complete && matches!(was, "running" | "paused") {
+                // It would be stopped at the end of the check. Nothing is there to be read, so it only waits.
+                let reason =
+                    "rTorrent checks another torrent, and then what this one has in its new directory".to_owned();
+                return Err(ClientError::Busy { reason });
+            }
+            if Instant::now() >= until {
+                return Ok(None);
+            }
         }
     }
 
