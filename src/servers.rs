@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::commands::{CommandSender, Queue, QueuedCommand, Request, Sources, Worker, WorkerParts};
 use crate::live_state::LiveServer;
-use crate::model::{Interner, ServerName};
+use crate::model::{Interner, ServerName, TrackerNames};
 use crate::port::{LoggedCommand, Store, StoreError};
 use crate::supervise::Group;
 use crate::watch::Watcher;
@@ -23,13 +23,19 @@ pub struct ServerParts {
 
 impl ServerParts {
     /// Builds the parts of a watched server; `unfinished` are the commands that an earlier run did not answer.
-    pub fn new(watcher: Watcher, sources: Sources, unfinished: Vec<QueuedCommand>) -> Self {
+    pub fn new(
+        watcher: Watcher,
+        sources: Sources,
+        tracker_names: TrackerNames,
+        unfinished: Vec<QueuedCommand>,
+    ) -> Self {
         let worker = WorkerParts {
             server: watcher.server.clone(),
             client: Arc::clone(&watcher.client),
             common: watcher.common.clone(),
             pending_effects: Arc::clone(&watcher.pending_effects),
             sources,
+            tracker_names,
         };
         Self { queue: Arc::new(Queue::new(unfinished)), worker: Arc::new(worker), watcher }
     }

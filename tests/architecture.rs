@@ -27,7 +27,7 @@ const USES: &[(&str, &[&str])] = &[
     ("clients", &["model", "port", "tls"]),
     ("sinks", &["model", "port", "tls"]),
     ("store", &["model", "port"]),
-    ("http", &["model", "port"]),
+    ("http", &["model", "port", "log_throttle"]),
     ("config", &["model", "clients", "sinks", "tls"]),
     ("telemetry", &["model", "port", "live_state", "config"]),
     ("supervise", &["port", "outbox"]),

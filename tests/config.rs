@@ -312,7 +312,7 @@ x.toml:26: brokers.home.prefix: the prefix contains a wildcard of MQTT (`+` or `
 x.toml:27: brokers.home.servers: `c*` is an unknown server; known: *, a, b
 x.toml:27: brokers.home.servers: leaves no server; name at least one, or leave the key out for all
 x.toml:28: brokers.home.events: `done` is an unknown kind of event; known: *, KINDS
-x.toml:29: brokers.home.commands: `-explode` is an unknown command; known: *, pause, resume, start, stop, delete, add, recheck, announce, label, priority, get, list, move, throttle, file_priority, trackers, limits, resync, rpc, log_level, delete_data; a `-` before one removes it
+x.toml:29: brokers.home.commands: `-explode` is an unknown command; known: *, pause, resume, start, stop, delete, add, recheck, announce, label, priority, get, list, move, throttle, file_priority, trackers, limits, resync, rpc, log_level, delete_data, secrets; a `-` before one removes it
 x.toml:30: brokers.home.cert_file: `/nonexistent.pem` cannot be read: No such file or directory (os error 2); name a file that this user may read; a relative path starts at the working directory
 x.toml:32: brokers.home.home_assistant.normal_upload: `fast` is not a rate; write bytes a second with a unit, as in "500kB" or "2MiB"; "0" is no limit
 x.toml:35: brokers.bus.url: the URL contains a user name, password or token; move them to `username` and `password_file`
@@ -614,11 +614,63 @@ fn no_secret_is_in_a_debug_text() {
 }
 
 #[test]
+fn each_secret_of_a_config_is_masked_where_others_repeat_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secret");
+    fs::write(&file, "secret-of-a-file\n").unwrap();
+    let file = file.display();
+    let creds = folder.path().join("creds");
+    let jwt = format!("eyJ0eXAi.{}.sig", "j".repeat(40));
+    let seed = nkeys::KeyPair::new_user().seed().unwrap();
+    let text = format!(
+        "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    );
+    fs::write(&creds, text).unwrap();
+    let toml = format!(
+        "[http]\ntoken = \"token-of-http\"\n[servers.home]\nurl = \"http://h/RPC2\"\nusername = \"me\"\n\
+         password = \"password-of-server\"\n\
+         [brokers.m]\nkind = \"mqtt\"\nurl = \"mqtt://localhost\"\nusername = \"u\"\npassword_file = \"{file}\"\n\
+         [brokers.n]\nkind = \"nats\"\nurl = \"nats://localhost\"\ntoken = \"token-of-nats\"\n\
+         [brokers.c]\nkind = \"nats\"\nurl = \"nats://127.0.0.1\"\ncreds_file = \"{}\"\n\
+         [webhooks.w]\nurl = \"https://h/part-of-path/x?key=value-of-query\"\ntoken = \"token-of-webhook\"\n\
+         secret = \"whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD\"\nheaders = {{ X-Key = \"value-of-header\" }}\n\
+         header_files = {{ X-Other = \"{file}\" }}\n",
+        creds.display()
+    );
+    let mask = parsed(&toml).mask;
+    for secret in [
+        "token-of-http",
+        "password-of-server",
+        // `me:password-of-server`, as HTTP sends it.
+        "bWU6cGFzc3dvcmQtb2Ytc2VydmVy",
+        "secret-of-a-file",
+        "token-of-nats",
+        &jwt,
+        &seed,
+        "part-of-path",
+        "value-of-query",
+        "token-of-webhook",
+        "C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
+        "value-of-header",
+    ] {
+        assert_eq!(mask.masked(&format!("not with {secret}!")), "not with ***!", "{secret}");
+    }
+    assert_eq!(mask.masked("me at https://h, mqtt://localhost"), "me at https://h, mqtt://localhost");
+}
+
+#[test]
 fn rights_are_given_with_a_star_and_taken_with_a_minus() {
     let rights =
         |commands: &str| parsed(&format!("{SERVER}{BROKER}{commands}")).brokers.into_values().next().unwrap().commands;
     let default = rights("");
-    assert!(Verb::ALL.iter().all(|verb| default.allows(verb.as_str()) == (*verb != Verb::Rpc)));
+    let is_safe = |verb: Verb| verb != Verb::Rpc && verb != Verb::LogLevel;
+    assert!(Verb::ALL.iter().all(|verb| default.allows(verb.as_str()) == is_safe(*verb)));
+    // Two have to be named: what ends the log, and what shows passkeys.
+    for right in ["log_level", "secrets"] {
+        assert!(!rights(r#"commands = ["*"]"#).allows(right));
+        assert!(!rights(&format!(r#"commands = ["*", "{right}", "-{right}"]"#)).allows(right));
+        assert!(rights(&format!(r#"commands = ["*", "{right}"]"#)).allows(right));
+    }
     assert!(!default.allows("delete_data") && !default.allows("rpc") && !default.allows("*") && !default.is_empty());
     assert_eq!(default, rights(r#"commands = ["*", "-delete_data", "-rpc"]"#));
     assert!(rights(r#"commands = ["*"]"#).allows("delete_data"));
@@ -659,8 +711,8 @@ fn likely_mistakes_are_warnings() {
              hooks_address = 'bridge:8788'",
             "",
         ),
-        ("[servers.x]\nurl = 'http://h/RPC2'\nusername = 'u'\npassword = 'p'", "unencrypted"),
-        ("[servers.x]\nurl = 'unix:///x'\nusername = 'u'\npassword = 'p'", "is not used"),
+        ("[servers.x]\nurl = 'http://h/RPC2'\nusername = 'u'\npassword = 'sesame'", "unencrypted"),
+        ("[servers.x]\nurl = 'unix:///x'\nusername = 'u'\npassword = 'sesame'", "is not used"),
         ("http.listen = '0.0.0.0:80'\n[servers.x]\nurl = 'unix:///x'", "open to the network"),
         ("[servers.x]\nurl = 'unix:///x'", ""),
         ("[servers.x]\nurl = 'unix:///x'\nroots = ['/']", "servers.x.roots: is every folder of this machine"),
@@ -668,14 +720,21 @@ fn likely_mistakes_are_warnings() {
         ("http.token = '0123456789abcde'", "http.token: fewer than 16 characters"),
         ("http.token = '0123456789abcdef'", ""),
         (
-            "[brokers.b]\nkind = 'mqtt'\nurl = 'mqtt://h'\nusername = 'u'\npassword = 'p'",
+            "[brokers.b]\nkind = 'mqtt'\nurl = 'mqtt://h'\nusername = 'u'\npassword = 'sesame'",
             "brokers.b.url: the password crosses the network unencrypted; use mqtts or wss",
         ),
-        ("[brokers.b]\nkind = 'mqtt'\nurl = 'mqtt://[::1]'\nusername = 'u'\npassword = 'p'", ""),
-        ("[brokers.b]\nkind = 'nats'\nurl = 'nats://h'\ntoken = 't'", "brokers.b.url: the token crosses the network"),
-        ("[brokers.b]\nkind = 'nats'\nurl = ['tls://h', 'nats://localhost']\ntoken = 't'", ""),
-        ("[webhooks.w]\nurl = 'http://h'\ntoken = 't'", "webhooks.w.url: the login crosses the network unencrypted"),
-        ("[webhooks.w]\nurl = 'https://h'\ntoken = 't'", ""),
+        ("[brokers.b]\nkind = 'mqtt'\nurl = 'mqtt://[::1]'\nusername = 'u'\npassword = 'sesame'", ""),
+        (
+            "[brokers.b]\nkind = 'nats'\nurl = 'nats://h'\ntoken = 'sesame'",
+            "brokers.b.url: the token crosses the network",
+        ),
+        ("[brokers.b]\nkind = 'nats'\nurl = ['tls://h', 'nats://localhost']\ntoken = 'sesame'", ""),
+        (
+            "[webhooks.w]\nurl = 'http://h'\ntoken = 'sesame'",
+            "webhooks.w.url: the login crosses the network unencrypted",
+        ),
+        ("[webhooks.w]\nurl = 'https://h'\ntoken = 'sesame'", ""),
+        ("[webhooks.w]\nurl = 'https://h'\ntoken = 'sesam'", "webhooks.w.token: has fewer than 6 characters"),
     ] {
         let toml = if toml.contains("[servers.") { toml.to_owned() } else { format!("{toml}\n{SERVER}") };
         let warnings = config::warnings(&parsed(&toml)).join("\n");

@@ -17,9 +17,10 @@ use super::report::{age_seconds, lag_seconds, record_metrics};
 use crate::commands::{CallResult, Caller, Envelope, TTL};
 use crate::http::{
     self, CommandReply, ComponentReadiness, EventsQuery, Readiness, ServerView, SinkView, StreamItem, TorrentsQuery,
+    Viewer,
 };
-use crate::live_state::{ChangeBuffer, LiveServer, LiveState};
-use crate::model::{InfoHash, ServerName, SinkName, Stats, Torrent};
+use crate::live_state::{ChangeBuffer, LiveServer, LiveState, PollReport, SinkReport};
+use crate::model::{InfoHash, ServerName, SinkName, Stats, Torrent, outside_text};
 use crate::outbox::{Missed, ReadFrom, Reader, ReaderItem, ReaderParts};
 use crate::port::{Clock, CommandAddress, Store};
 use crate::store::SqliteStore;
@@ -59,18 +60,18 @@ pub(super) struct Api {
 
 #[async_trait]
 impl http::Api for Api {
-    fn readiness(&self) -> Readiness {
+    fn readiness(&self, viewer: Viewer) -> Readiness {
         let server = |name: &ServerName| {
             let problem = self.live.read(name, |server| match &server.poll {
                 poll if poll.is_answering() => None,
-                poll => Some(poll.failure.clone().unwrap_or_else(|| "not polled yet".to_owned())),
+                poll => Some(poll_problem(poll, viewer).unwrap_or_else(|| "not polled yet".to_owned())),
             })?;
             Some((name.clone(), ComponentReadiness::new(problem)))
         };
         let sink = |(name, buffer): (&SinkName, &Arc<ChangeBuffer>)| {
             let report = buffer.last_report();
             let not_connected = || (!report.is_connected).then(|| "not connected yet".to_owned());
-            (name.clone(), ComponentReadiness::new(report.problem().or_else(not_connected)))
+            (name.clone(), ComponentReadiness::new(sink_problem(&report, viewer).or_else(not_connected)))
         };
         let servers: BTreeMap<_, _> = self.live.names().filter_map(server).collect();
         let sinks: BTreeMap<_, _> = self.live.buffers().map(sink).collect();
@@ -83,17 +84,18 @@ impl http::Api for Api {
         self.metrics.render()
     }
 
-    fn servers(&self) -> Vec<ServerView> {
-        self.live.names().filter_map(|name| self.live.read(name, |server| server_view(name, server))).collect()
+    fn servers(&self, viewer: Viewer) -> Vec<ServerView> {
+        let view = |name: &ServerName| self.live.read(name, |server| server_view(name, server, viewer));
+        self.live.names().filter_map(view).collect()
     }
 
-    fn sinks(&self) -> Vec<SinkView> {
+    fn sinks(&self, viewer: Viewer) -> Vec<SinkView> {
         let sink = |(name, buffer): (&SinkName, &Arc<ChangeBuffer>)| {
             let report = buffer.last_report();
             SinkView {
                 name: name.clone(),
                 status: online(report.is_connected),
-                problem: report.problem(),
+                problem: sink_problem(&report, viewer),
                 lag_entries: report.lag_entries,
                 lag_seconds: lag_seconds(&report),
                 dirty: report.dirty,
@@ -158,7 +160,7 @@ impl http::Api for Api {
     }
 
     async fn replay(&self, webhook: &str, ids: Vec<String>) -> Result<Vec<Value>, String> {
-        let replayed = self.replayer.replay(webhook, ids).await.map_err(|error| format!("{error:#}"))?;
+        let replayed = self.replayer.replay(webhook, ids).await.map_err(|error| outside_text(&format!("{error:#}")))?;
         Ok(replayed.iter().map(|one| serde_json::to_value(one).expect("it is plain JSON")).collect())
     }
 }
@@ -201,16 +203,39 @@ impl LagWatch {
     }
 }
 
+/// Returns why the last poll failed, as far as this viewer may know.
+fn poll_problem(poll: &PollReport, viewer: Viewer) -> Option<String> {
+    let reason = poll.failure.clone()?;
+    Some(shown_to(viewer, "the last poll failed", reason))
+}
+
+/// Returns what is wrong with the delivery to a sink, as far as this viewer may know.
+fn sink_problem(report: &SinkReport, viewer: Viewer) -> Option<String> {
+    // Our own words: what somebody has to do here.
+    if let Some(blocked) = &report.blocked_reason {
+        return Some(blocked.clone());
+    }
+    Some(shown_to(viewer, "not connected", report.failure.clone()?))
+}
+
+/// Returns the reason of a problem for who has the token, and for anybody else where it is to be had.
+fn shown_to(viewer: Viewer, summary: &str, reason: String) -> String {
+    match viewer {
+        Viewer::TokenHolder => reason,
+        Viewer::Anybody => format!("{summary}; the log says why, and so does this address with the token"),
+    }
+}
+
 fn online(is_online: bool) -> &'static str {
     if is_online { "online" } else { "offline" }
 }
 
-fn server_view(name: &ServerName, server: &LiveServer) -> ServerView {
+fn server_view(name: &ServerName, server: &LiveServer, viewer: Viewer) -> ServerView {
     let torrents = || server.snapshot.values().map(|snapshot| &*snapshot.torrent);
     ServerView {
         name: name.clone(),
         status: online(server.state.is_online),
-        problem: server.poll.failure.clone(),
+        problem: poll_problem(&server.poll, viewer),
         poll_age_seconds: age_seconds(&server.poll),
         torrents: server.snapshot.len(),
         last_seq: server.last_seq,

@@ -22,7 +22,7 @@ use crate::config::{Broker, BrokerKind, Config};
 use crate::http;
 use crate::live_state::LiveState;
 use crate::log_throttle::retry_while_full;
-use crate::model::{HookSignal, Kind, ServerName, SinkName, Timestamp, Verb};
+use crate::model::{HookSignal, Kind, ServerName, SinkName, Timestamp, TrackerNames, Verb};
 use crate::outbox::retention::Retain;
 use crate::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
 use crate::port::{Clock, Sink, Store};
@@ -84,7 +84,8 @@ impl Bridge {
         }
         let common = Common { store: dyn_store, live, clock };
         let mut unfinished = unfinished_commands(&*common.store).await.context("read the command log")?;
-        let servers = build_servers(config, recovery, &mut unfinished, &common)?;
+        let names = TrackerNames::new(store.key());
+        let servers = build_servers(config, recovery, &names, &mut unfinished, &common)?;
         let worker = build_worker(unfinished, &common).await?;
         let (sinks, endpoints) = build_sinks(config, &common)?;
         let start = Instant::now();
@@ -269,6 +270,7 @@ async fn load_live_state(
 fn build_servers(
     config: &Config,
     recovery: &Recovery,
+    names: &TrackerNames,
     unfinished: &mut Unfinished,
     common: &Common,
 ) -> anyhow::Result<BTreeMap<ServerName, ServerParts>> {
@@ -285,7 +287,7 @@ fn build_servers(
         };
         let sources = Sources::new(server.roots.clone(), config.add_urls.clone());
         let of_server = unfinished.remove(&Some(name.clone())).unwrap_or_default();
-        servers.insert(name.clone(), ServerParts::new(watcher, sources, of_server));
+        servers.insert(name.clone(), ServerParts::new(watcher, sources, names.clone(), of_server));
     }
     Ok(servers)
 }

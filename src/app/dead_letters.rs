@@ -23,7 +23,9 @@ use super::adapters::{build_broker, build_endpoint};
 use super::open_store;
 use crate::config::{Config, Http};
 use crate::log_throttle::retry_while_full;
-use crate::model::{EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, SinkName, Timestamp, known_names};
+use crate::model::{
+    EventId, InfoHash, JournalEntry, Kind, OutsideText, Rev, Seq, ServerName, SinkName, Timestamp, known_names,
+};
 use crate::port::{Clock, Connected, DeliverError, Delivery, SystemClock};
 use crate::sinks::broker::BrokerSink;
 use crate::sinks::webhook::Endpoint;
@@ -213,7 +215,7 @@ async fn replay_each(
     Ok(replayed)
 }
 
-fn rejected(reason: impl Into<String>) -> DeliverError {
+fn rejected(reason: impl Into<OutsideText>) -> DeliverError {
     DeliverError::Rejected { reason: reason.into() }
 }
 

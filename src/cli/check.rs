@@ -33,8 +33,19 @@ pub(super) fn run(options: Options, arguments: &Arguments) -> CommandResult {
 /// Returns one line for each component that will run, without secrets.
 fn summary(config: &Config) -> String {
     // Destructured by name, so that a new part of the config cannot be forgotten here.
-    let Config { file, instance, data_dir, add_urls: _, log: _, http, servers, brokers, webhooks, readable_secrets: _ } =
-        config;
+    let Config {
+        file,
+        instance,
+        data_dir,
+        add_urls: _,
+        log: _,
+        http,
+        servers,
+        brokers,
+        webhooks,
+        weak_secrets: _,
+        mask: _,
+    } = config;
     let file = file
         .as_ref()
         .map_or("none; everything comes from the environment".to_owned(), |path| path.display().to_string());

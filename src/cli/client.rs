@@ -9,7 +9,7 @@ use super::{CommandResult, Exit, failed, start_runtime};
 use crate::clients::exec::{ExecClient, Settings};
 use crate::config::{Log, LogFormat};
 use crate::model::{InfoHash, ServerName, printable};
-use crate::telemetry;
+use crate::telemetry::{self, Audit};
 use crate::testing::conformance::{self, Finding, Verdict};
 
 #[derive(Debug, Subcommand)]
@@ -34,7 +34,7 @@ pub(super) struct CheckArguments {
 pub(super) fn run(arguments: Arguments) -> CommandResult {
     let Arguments::Check(CheckArguments { torrent, timeout, command }) = arguments;
     let log = Log { level: Some(tracing::Level::WARN), format: LogFormat::Pretty };
-    telemetry::start(log).map_err(failed)?;
+    telemetry::start(log, Audit::ByLevel).map_err(failed)?;
     let runtime = start_runtime()?;
     let server = ServerName::parse("check").expect("it is a slug");
     let client = ExecClient::new(Settings { server, command, timeout });

@@ -10,7 +10,7 @@ use super::terminal::{print_bytes, print_json};
 use super::{CommandResult, Exit, Options, failed, print_message, start_runtime, usage};
 use crate::app::dead_letters::{self, ReplayStatus, Replayed, SinkDeadLetter};
 use crate::config::Config;
-use crate::model::{SinkName, known_names, printable};
+use crate::model::{SinkName, known_names, outside_text, printable};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Arguments {
@@ -80,7 +80,9 @@ fn as_line(SinkDeadLetter { receiver, dead_letter, .. }: &SinkDeadLetter) -> Str
             format!("{} bytes  {kind}{torrent}", dead_letter.body.len())
         }
     };
-    let (time, name, id, reason) = (&dead_letter.time, receiver.name(), &dead_letter.id, &dead_letter.reason);
+    let (time, name, id) = (&dead_letter.time, receiver.name(), &dead_letter.id);
+    // Once more: it may have been stored by another version, or before a secret was in the config.
+    let reason = outside_text(&dead_letter.reason);
     // Torrent names and the reasons of endpoints are untrusted (I14).
     printable(format!("{time}  {name}  {id}  {what}: {reason}").as_bytes()) + "\n"
 }
@@ -92,7 +94,7 @@ fn as_json(SinkDeadLetter { receiver, dead_letter, .. }: &SinkDeadLetter) -> Val
         "server": dead_letter.server,
         "id": dead_letter.id,
         "time": dead_letter.time,
-        "reason": dead_letter.reason,
+        "reason": outside_text(&dead_letter.reason),
         "events": dead_letter.events(),
         "bytes": dead_letter.body.len(),
         "event": event,

@@ -2,13 +2,14 @@
 
 use super::run::run_until_signal;
 use super::{CommandResult, Options, failed};
-use crate::{app, demo, telemetry};
+use crate::telemetry::{self, Audit};
+use crate::{app, demo};
 
 pub(super) fn run() -> CommandResult {
     let start = run_until_signal(async |metrics, stop| {
         demo::run(stop, |config, stop| async move {
             let config = Options { config: Some(config), ..Options::default() }.load()?;
-            telemetry::start(config.log)?;
+            telemetry::start(config.log, Audit::Always)?;
             app::run(config, metrics, stop).await
         })
         .await

@@ -34,7 +34,7 @@ use clap::{Args, Parser, Subcommand};
 use tokio::runtime::Runtime;
 
 use crate::config::{self, Config, ConfigErrors, Flag, Sources};
-use crate::model::printable;
+use crate::model::{install_mask, masked_line, printable};
 
 /// The arguments of the program.
 #[derive(Debug, Parser)]
@@ -118,7 +118,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Loads the config.
+    /// Loads the config, and has its secrets masked from now on.
     ///
     /// # Errors
     /// Everything that is wrong with it.
@@ -132,7 +132,10 @@ impl Options {
             ("--log-format", "log.format", log_format),
         ];
         let flags = flags.into_iter().filter_map(|(name, key, text)| Some(Flag::flag(name, key, text?))).collect();
-        config::load(&Sources::of_process(config, flags))
+        let config = config::load(&Sources::of_process(config, flags))?;
+        // Before anything is logged or sent.
+        install_mask(config.mask.clone());
+        Ok(config)
     }
 
     /// Loads the config, and prints everything that is wrong with it.
@@ -239,11 +242,11 @@ impl Cli {
 
 /// Prints a message to stderr.
 ///
-/// Names from torrents and servers may be in it, so control characters are replaced (I14).
+/// Names from torrents and the words of servers may be in it, so control characters and secrets are replaced (I14).
 fn print_message(text: &str) {
     for line in text.lines() {
         // There is no other place to report a closed stderr.
-        let _is_closed = writeln!(std::io::stderr(), "{}", printable(line.as_bytes())).is_err();
+        let _is_closed = writeln!(std::io::stderr(), "{}", printable(masked_line(line).as_bytes())).is_err();
     }
 }
 

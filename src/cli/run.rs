@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{CommandResult, Options, failed, print_message};
 use crate::config::{self, Config};
-use crate::telemetry::{self, metrics::Metrics};
+use crate::telemetry::{self, Audit, metrics::Metrics};
 use crate::{app, supervise};
 
 /// Signals this close together count as one: a terminal or a service manager that signals the process and its group
@@ -20,7 +20,7 @@ pub(super) fn run(options: Options) -> CommandResult {
 }
 
 fn start(config: Config) -> anyhow::Result<()> {
-    telemetry::start(config.log)?;
+    telemetry::start(config.log, Audit::Always)?;
     for warning in config::warnings(&config) {
         tracing::warn!("{warning}");
     }

@@ -18,8 +18,8 @@ use super::request::{BODY_BYTES_MAX, Envelope, Request, TTL};
 use super::results::{self, ResultBody};
 use super::sender::{CommandSender, Waiter};
 use crate::model::{
-    CommandError, CommandId, ErrorCode, InfoHash, InvalidInfoHash, Outcome, OutcomeStatus, ServerName, SinkName,
-    Timestamp, Verb, known_names, printable,
+    AUDIT, CommandError, CommandId, ErrorCode, InfoHash, InvalidInfoHash, Outcome, OutcomeStatus, SECRETS, ServerName,
+    SinkName, Timestamp, Verb, known_names, printable,
 };
 use crate::port::{
     CommandAddress, CommandDigest, Incoming, LoggedCommand, LoggedResult, Recorded, ReplyTo, ResultBacklog, StoreError,
@@ -189,7 +189,12 @@ impl Admission {
         let verb = Verb::parse(&verb_text);
         let ttl = envelope.ttl.unwrap_or(TTL).min(expires_in.unwrap_or(Duration::MAX));
         let reply_to = envelope.reply_to.as_deref();
-        let digest = digest(&verb_text, hash.as_ref().ok().and_then(Option::as_ref), &envelope.arguments);
+        let sees_secrets = (self.allows)(SECRETS);
+        let mut digest = digest(&verb_text, hash.as_ref().ok().and_then(Option::as_ref), &envelope.arguments);
+        if sees_secrets && matches!(verb, Some(Verb::Get | Verb::Rpc)) {
+            // Another command, because another result: who may not see it does not get it by repeating the id.
+            digest.0 = Sha256::new().chain_update(digest.0).chain_update(SECRETS).finalize().into();
+        }
         let verdict = if is_retained {
             Err(refused(ErrorCode::Retained, "a retained command is never carried out; publish it without retain"))
         } else if is_too_large {
@@ -221,7 +226,7 @@ impl Admission {
         };
         let verb_text = printable(verb_text.as_bytes());
         let verdict = verdict.map_err(|refusal| self.refusal(&command, &verb_text, refusal));
-        (Judged { command, verb_text, sender: CommandSender { user, waiter }, verdict }, ack)
+        (Judged { command, verb_text, sender: CommandSender { user, sees_secrets, waiter }, verdict }, ack)
     }
 
     /// Checks address, rights, body and room in the queue, in this order.
@@ -302,10 +307,10 @@ impl Admission {
         match recorded {
             Recorded::New | Recorded::IdTaken => {}
             Recorded::Running | Recorded::WaitersFull => {
-                return info!(sink = %origin, %id, verb = verb_text, "command repeated, it is being executed");
+                return info!(target: AUDIT, sink = %origin, %id, verb = verb_text, "command repeated, it is being executed");
             }
             Recorded::Answered => {
-                info!(sink = %origin, %id, verb = verb_text, "command repeated, it is answered as before");
+                info!(target: AUDIT, sink = %origin, %id, verb = verb_text, "command repeated, it is answered as before");
             }
         }
         if let Some(buffer) = self.common.live.buffer(&self.origin) {

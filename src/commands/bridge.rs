@@ -119,7 +119,7 @@ mod tests {
             let (waiter, caller) = Waiter::new();
             store.record_commands(vec![(command.clone(), None)]).await.unwrap();
             assert!(queue.reserve(&command.origin, &request, body.len()));
-            let sender = CommandSender { user: None, waiter: Some(waiter) };
+            let sender = CommandSender { waiter: Some(waiter), ..CommandSender::default() };
             queue.push(QueuedCommand { command, request, sender });
             callers.push(caller);
         }

@@ -34,7 +34,7 @@ use super::results::{ResultBody, finish};
 use super::sources::Sources;
 use crate::live_state::{LiveServer, ServerHandle};
 use crate::log_throttle::retry_while_full;
-use crate::model::{Capability, CommandError, ErrorCode, InfoHash, Limits, Operation, ServerName};
+use crate::model::{Capability, CommandError, ErrorCode, InfoHash, Limits, Operation, ServerName, TrackerNames};
 use crate::port::{ClientError, LoggedCommand, ServerControl, StoreError, TorrentClient};
 
 /// Maximum time from asking a client until a poll shows the effect.
@@ -59,6 +59,8 @@ pub struct WorkerParts {
     pub pending_effects: Arc<PendingEffects>,
     /// The resolver of torrents to add.
     pub sources: Sources,
+    /// The names that stand for announce URLs.
+    pub tracker_names: TrackerNames,
 }
 
 /// A command that runs.
@@ -149,6 +151,11 @@ impl Execution<'_> {
         self.file_progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the sender has the right to see passkeys.
+    pub fn sees_secrets(&self) -> bool {
+        self.queued.sender.sees_secrets
+    }
+
     fn is_with_files(&self) -> bool {
         matches!(self.request.operation, Operation::DeleteWithData | Operation::Move { data: true, .. })
     }
@@ -211,8 +218,11 @@ impl Execution<'_> {
             Operation::Rpc { method, params } => self.call(method, params).await,
             Operation::SetLogLevel(_) => Err(bad_request("log_level is a command to the bridge itself").into()),
             Operation::Act(action) => {
-                let hashes = self.torrents()?;
-                self.act(hashes.into_iter().map(|hash| action.torrent(hash)).collect()).await
+                let mut actions = Vec::new();
+                for hash in self.torrents()? {
+                    actions.push(self.with_announce_urls(action.torrent(hash)).await?);
+                }
+                self.act(actions).await
             }
             Operation::Add(add) => self.add(add).await,
             Operation::DeleteWithData => self.act_on_files(None).await,
@@ -254,7 +264,7 @@ impl Execution<'_> {
         if let Err(ClientError::Unauthorized { reason }) = answer {
             return Err(CommandError::new(ErrorCode::Forbidden, reason).into());
         }
-        let value = Some(answer?);
+        let value = Some(self.shown_answer(answer?));
         self.wake();
         Ok(ResultBody { value, ..ResultBody::ok() })
     }

@@ -43,6 +43,7 @@ mod roots;
 mod scanned_id;
 mod sender;
 mod sources;
+mod tracker_names;
 mod worker;
 
 pub use admission::Admission;

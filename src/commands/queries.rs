@@ -53,7 +53,7 @@ impl Execution<'_> {
             self.parts.common.live.publish_ephemeral(&Delivery::Files { server, hash, body });
             object.insert("files".to_owned(), as_value(&files.files));
         }
-        object.extend(trackers.map(|trackers| ("trackers".to_owned(), as_value(&trackers))));
+        object.extend(trackers.map(|trackers| ("trackers".to_owned(), as_value(&self.shown_trackers(trackers)))));
         object.extend(peers.map(|peers| ("peers".to_owned(), as_value(&peers))));
         Some(TorrentOutcome { torrent: Some(Value::Object(object)), ..TorrentOutcome::ok(hash) })
     }

@@ -8,7 +8,8 @@ use super::common::Common;
 use super::queue::{Queue, QueuedCommand};
 use crate::log_throttle::retry_while_full;
 use crate::model::{
-    CommandError, ErrorCode, Outcome, OutcomeStatus, Page, ServerName, Timestamp, TorrentOutcome, Verb, printable,
+    AUDIT, CommandError, ErrorCode, Outcome, OutcomeStatus, Page, ServerName, Timestamp, TorrentOutcome, Verb,
+    printable,
 };
 use crate::port::{LoggedCommand, LoggedResult, StoreError};
 
@@ -135,8 +136,8 @@ pub(super) fn report(common: &Common, command: &LoggedCommand, verb: &str, user:
     macro_rules! log {
         ($($field:tt)*) => {
             match outcome.status {
-                OutcomeStatus::Ok => info!($($field)*),
-                _ => warn!($($field)*),
+                OutcomeStatus::Ok => info!(target: AUDIT, $($field)*),
+                _ => warn!(target: AUDIT, $($field)*),
             }
         };
     }

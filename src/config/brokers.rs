@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::checked::{Broker, BrokerKind};
 use super::choose::{Rights, commands, events, servers};
 use super::read::{Fault, Table};
-use super::secret::{read_file, secret, warn_of_readers};
+use super::secret::{mask_words, read_file, secret, warn_of_readers};
 use super::values::{certificates, client_cert, login, rate, topic, torrents};
 use crate::model::{Retain, ServerName, SinkName, Verb};
 use crate::sinks::mqtt::settings::{self as mqtt, BrokerUrl, HomeAssistant, Limits, Prefix, Version};
@@ -163,7 +163,10 @@ fn nats_login(table: &Table<'_>) -> Login {
     let from_file = |key: &str, parse: fn(&str) -> Result<Login, InvalidText>| {
         table.parsed(key, |path| {
             warn_of_readers(table, key, path.as_ref());
-            parse(&String::from_utf8_lossy(&read_file(path)?)).map_err(|error| {
+            let bytes = read_file(path)?;
+            let text = String::from_utf8_lossy(&bytes);
+            table.mask(|mask| mask_words(mask, &text));
+            parse(&text).map_err(|error| {
                 let Fault { wrong, right } = error.into();
                 Fault::new(format!("`{path}`: {wrong}"), right)
             })

@@ -14,7 +14,7 @@ use super::choose::Rights;
 use super::log::Log;
 use crate::clients::exec::settings as exec;
 use crate::clients::rtorrent::settings as rtorrent;
-use crate::model::{HookAddress, Kind, PollSettings, ServerName, SinkName, UrlRules};
+use crate::model::{HookAddress, Kind, Mask, PollSettings, ServerName, SinkName, UrlRules};
 use crate::sinks::mqtt::settings as mqtt;
 use crate::sinks::nats::settings as nats;
 use crate::sinks::webhook::settings as webhook;
@@ -40,8 +40,10 @@ pub struct Config {
     pub brokers: BTreeMap<SinkName, Broker>,
     /// URLs to post events to.
     pub webhooks: BTreeMap<SinkName, Webhook>,
-    /// Warnings of files with a secret that other users may read.
-    pub readable_secrets: Vec<String>,
+    /// Warnings of secrets that other users may read, or that are too short.
+    pub weak_secrets: Vec<String>,
+    /// All secrets, as others may repeat them.
+    pub mask: Mask,
 }
 
 /// HTTP: addresses to listen on, and access rules.

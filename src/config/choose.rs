@@ -8,7 +8,7 @@ use globset::Glob;
 use super::read::{Fault, Table};
 use crate::model::{Kind, ServerName, Verb, known_names};
 
-/// Verbs that are accepted from somewhere, and the rights that go beyond a verb (`delete_data`).
+/// Verbs that are accepted from somewhere, and the rights that go beyond a verb (`delete_data`, `secrets`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rights(BTreeSet<&'static str>);
 
@@ -36,7 +36,7 @@ pub fn commands(table: &Table<'_>) -> Option<Rights> {
         let (is_removed, name) = item.strip_prefix('-').map_or((false, item.as_str()), |name| (true, name));
         let right = Verb::rights().find(|right| *right == name);
         match (is_removed, right) {
-            (false, None) if name == "*" => allowed.extend(Verb::rights()),
+            (false, None) if name == "*" => allowed.extend(Verb::rights_of_all()),
             (_, None) => {
                 let right =
                     format!("{}; a `-` before one removes it", known_names(name, once("*").chain(Verb::rights())));

@@ -206,7 +206,7 @@ static LOG: Section = Section {
     sample: "",
     keys: &[&[
         key("level", F::Choice(&names(&Log::LEVELS)), D::Text("info"),
-            "Least severe level that is logged: error, warn, info, debug, trace or off."),
+            "Least severe level that is logged: error, warn, info, debug, trace or off. Commands and refusals always are."),
         key("format", F::Choice(&names(&LogFormat::NAMES)), D::Text("pretty"), "`pretty`, or `json` for one object a line."),
     ]],
 };
@@ -223,9 +223,9 @@ static HTTP: Section = Section {
         key("hooks_listen", F::Text("^.+:[0-9]{1,5}$"), D::Text("127.0.0.1:0"),
             "Address that rTorrent's hooks notify; port 0 is any free one."),
         key("token", F::Secret(""), D::None("\"a long random text\""),
-            "Token for requests that change something; without one they are all refused."),
+            "Token for requests that change something; without one they are all refused. Shows the reasons of problems, too."),
         key("commands", F::Rights, SAFE_COMMANDS,
-            "Commands that the token allows; `[]` is read-only, `delete_data` is the right to delete content."),
+            "Commands that the token allows; `[]` is read-only. Not in `*`: `log_level`, and `secrets` (to see announce URLs whole)."),
     ]],
 };
 
@@ -291,7 +291,7 @@ static BROKER: [Key; 4] = [
     SERVERS,
     key("events", F::List(""), ALL, EVENTS),
     key("commands", F::Rights, SAFE_COMMANDS,
-        "Commands accepted from it; `[]` is read-only, `delete_data` is the right to delete content."),
+        "Commands accepted from it; `[]` is read-only. Not in `*`: `log_level`, and `secrets` (to see announce URLs whole)."),
 ];
 
 #[rustfmt::skip]

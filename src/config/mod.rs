@@ -45,7 +45,7 @@ pub use schema::schema;
 pub use warnings::warnings;
 
 use file::File;
-use read::{Context, Table};
+use read::{Context, Notes, Table};
 
 const FILE_NAME: &str = "dtorrent.toml";
 
@@ -128,7 +128,7 @@ fn read_layers(file: Option<&File>, sources: &Sources) -> Result<Config, ConfigE
     let tree = whole(&figment);
     let context = Context::new(figment, file);
     let config = root::config(&Table::root(&context, &tree), file.map(|file| file.path().to_owned()));
-    let (noted, warnings) = context.into_notes();
+    let Notes { errors: noted, warnings, mask } = context.into_notes();
     errors.extend(noted);
     // Only without other errors, which may be the reason why there is no server.
     if errors.is_empty() && config.as_ref().is_some_and(|config| config.servers.is_empty()) {
@@ -136,7 +136,7 @@ fn read_layers(file: Option<&File>, sources: &Sources) -> Result<Config, ConfigE
     }
     errors.sort_by_key(|error| error.place.line().unwrap_or(usize::MAX));
     match config {
-        Some(config) if errors.is_empty() => Ok(Config { readable_secrets: warnings, ..config }),
+        Some(config) if errors.is_empty() => Ok(Config { weak_secrets: warnings, mask: mask.built(), ..config }),
         _ => Err(ConfigErrors(errors)),
     }
 }

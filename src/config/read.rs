@@ -20,6 +20,7 @@ use super::env;
 use super::error::{ConfigError, Place};
 use super::file::{File, Lines};
 use super::keys::{Default, Form, Key, ROOT, Section};
+use crate::model::Mask;
 use crate::model::nearest::nearest;
 
 /// A fault of a value, and its remedy.
@@ -67,18 +68,30 @@ pub struct Context {
     /// A cell, because all tables of a reading share the list.
     errors: RefCell<Vec<ConfigError>>,
     warnings: RefCell<Vec<String>>,
+    mask: RefCell<Mask>,
+}
+
+/// What was noted while the config was read.
+pub struct Notes {
+    /// Errors; with any, the config is not used.
+    pub errors: Vec<ConfigError>,
+    /// What is valid and likely a mistake.
+    pub warnings: Vec<String>,
+    /// Every secret that was read.
+    pub mask: Mask,
 }
 
 impl Context {
     /// Returns the context of these layers, the file among them.
     pub fn new(figment: Figment, file: Option<&File>) -> Self {
         let lines = file.map(File::lines).cloned().unwrap_or_default();
-        Self { figment, lines, errors: RefCell::default(), warnings: RefCell::default() }
+        Self { figment, lines, errors: RefCell::default(), warnings: RefCell::default(), mask: RefCell::default() }
     }
 
-    /// Returns the errors and the warnings that were noted.
-    pub fn into_notes(self) -> (Vec<ConfigError>, Vec<String>) {
-        (self.errors.into_inner(), self.warnings.into_inner())
+    /// Returns what was noted.
+    pub fn into_notes(self) -> Notes {
+        let Self { errors, warnings, mask, .. } = self;
+        Notes { errors: errors.into_inner(), warnings: warnings.into_inner(), mask: mask.into_inner() }
     }
 
     fn place(&self, value: &Value, path: &[String]) -> Place {
@@ -147,6 +160,11 @@ impl<'a> Table<'a> {
     /// Notes what is valid and likely a mistake.
     pub fn warn(&self, name: &str, text: &str) {
         self.context.warnings.borrow_mut().push(format!("{}: {text}", self.path_of(name).join(".")));
+    }
+
+    /// Has a secret masked wherever others repeat it.
+    pub fn mask(&self, add: impl FnOnce(&mut Mask)) {
+        add(&mut self.context.mask.borrow_mut());
     }
 
     /// Returns the config file, if the key is written there.

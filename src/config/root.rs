@@ -8,7 +8,7 @@ use super::log::{Log, LogFormat};
 use super::read::Table;
 use super::secret::secret;
 use super::{brokers, servers, values, webhooks};
-use crate::model::UrlRules;
+use crate::model::{Mask, UrlRules};
 
 /// Reads the whole config; `None` only if an error was noted. `file`: the one that was read.
 pub(super) fn config(root: &Table<'_>, file: Option<PathBuf>) -> Option<Config> {
@@ -31,7 +31,8 @@ pub(super) fn config(root: &Table<'_>, file: Option<PathBuf>) -> Option<Config> 
         servers,
         brokers,
         webhooks,
-        readable_secrets: Vec::new(),
+        weak_secrets: Vec::new(),
+        mask: Mask::default(),
     })
 }
 

@@ -6,6 +6,10 @@ use std::path::Path;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::read::{Fault, Table};
+use crate::model::{ANYWHERE_CHARS_MIN, Mask};
+
+/// Fewest bytes of a word in a file of secrets that is one; keys and signed tokens are longer, labels are shorter.
+const LONG_WORD_BYTES_MIN: usize = 20;
 
 /// Reads `name`, or the content of the file that `NAME_file` names, and returns the key that gave it.
 ///
@@ -43,18 +47,27 @@ pub fn warn_of_readers(table: &Table<'_>, key: &str, file: &Path) {
     }
 }
 
-/// Reads a secret; see [`secret_and_key`].
+/// Reads a secret, which is masked from then on; see [`secret_and_key`].
 pub fn secret(table: &Table<'_>, name: &str) -> Option<SecretString> {
-    secret_and_key(table, name).map(|(secret, _)| secret)
+    let (secret, key) = secret_and_key(table, name)?;
+    let text = secret.expose_secret();
+    table.mask(|mask| mask.add(text));
+    if text.chars().count() < ANYWHERE_CHARS_MIN {
+        let wrong = format!("has fewer than {ANYWHERE_CHARS_MIN} characters");
+        table.warn(&key, &format!("{wrong}, so it can be guessed, and is masked only where it stands alone"));
+    }
+    Some(secret)
 }
 
-/// Reads and parses a secret; see [`secret_and_key`].
+/// Reads and parses a secret, of which `mask` adds what is to be masked; see [`secret_and_key`].
 pub fn parsed_secret<T, E: Into<Fault>>(
     table: &Table<'_>,
     name: &str,
     parse: impl FnOnce(&str) -> Result<T, E>,
+    mask: impl FnOnce(&mut Mask, &str),
 ) -> Option<T> {
     let (text, key) = secret_and_key(table, name)?;
+    table.mask(|masked| mask(masked, text.expose_secret()));
     parse(text.expose_secret()).map_err(|error| table.fault(&key, error.into())).ok()
 }
 
@@ -67,6 +80,12 @@ pub fn read_secret(path: &Path) -> Result<String, Fault> {
     // Editors of some systems put a mark before a text, and editors and `echo` end a file with a line break.
     let text = text.trim_start_matches('\u{feff}').trim_end_matches(['\n', '\r']);
     if text.is_empty() { Err(fault("is empty")) } else { Ok(text.to_owned()) }
+}
+
+/// Adds each secret of a text with several: the longer words, without the names that stand around them.
+pub fn mask_words(mask: &mut Mask, text: &str) {
+    let words = text.split_whitespace().map(|word| word.strip_prefix("whsec_").unwrap_or(word));
+    words.filter(|word| word.len() >= LONG_WORD_BYTES_MIN).for_each(|word| mask.add(word));
 }
 
 /// Reads a whole file.

@@ -44,6 +44,9 @@ fn exec(server: Option<ServerName>, table: &Table<'_>) -> Option<exec::Settings>
 fn rtorrent(server: Option<ServerName>, table: &Table<'_>) -> Option<Settings> {
     // All keys are read before the first `?`, so that every error is reported at once.
     let endpoint = table.parsed("url", Endpoint::parse);
+    if let Some(Endpoint::Http(url)) = &endpoint {
+        table.mask(|mask| mask.add_query(url));
+    }
     let (username, password) = login(table);
     let ca_pem = table.parsed("ca_file", certificates);
     let timeout = table.duration("timeout");

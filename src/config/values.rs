@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use secrecy::{SecretSlice, SecretString};
+use secrecy::{ExposeSecret as _, SecretSlice, SecretString};
 
 use super::read::{Fault, Table};
 use super::secret::{read_file, secret, warn_of_readers};
@@ -139,6 +139,9 @@ pub fn client_cert(table: &Table<'_>) -> Option<ClientCert> {
 pub fn login(table: &Table<'_>) -> (Option<String>, Option<SecretString>) {
     let username = table.text("username");
     let password = secret(table, "password");
+    if let (Some(username), Some(password)) = (&username, &password) {
+        table.mask(|mask| mask.add_login(username, password.expose_secret()));
+    }
     if password.is_some() && !table.has("username") {
         table.missing("username", "a password goes with a username: write both");
     }

@@ -31,7 +31,7 @@ pub fn warnings(config: &Config) -> Vec<String> {
         let applying = warnings.into_iter().filter(|(applies, ..)| *applies);
         applying.map(move |(_, key, text)| format!("{table}.{key}: {text}"))
     });
-    config.readable_secrets.iter().cloned().chain(applying).collect()
+    config.weak_secrets.iter().cloned().chain(applying).collect()
 }
 
 fn of_roots(server: &Server) -> Vec<Warning> {

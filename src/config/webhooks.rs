@@ -9,9 +9,9 @@ use secrecy::SecretString;
 use super::checked::Webhook;
 use super::choose::{events, patterns, servers};
 use super::read::{Fault, Table};
-use super::secret::{parsed_secret, read_file, read_secret, secret, warn_of_readers};
+use super::secret::{mask_words, parsed_secret, read_file, read_secret, secret, warn_of_readers};
 use super::values::{certificates, login, torrents};
-use crate::model::{Kind, ServerName, SinkName};
+use crate::model::{Kind, Mask, ServerName, SinkName};
 use crate::sinks::webhook::settings::{
     Address, EventFilter, FORMATS, Format, InvalidTemplate, Login, Secrets, Settings, Template, header,
 };
@@ -29,7 +29,7 @@ pub fn webhooks(root: &Table<'_>, names: &[ServerName]) -> BTreeMap<SinkName, We
 fn webhook(name: Option<SinkName>, table: &Table<'_>, names: &[ServerName]) -> Option<Webhook> {
     let named = table.choice("format", &FORMATS);
     let is_chat = named.as_ref().is_some_and(Format::is_chat);
-    let address = parsed_secret(table, "url", Address::parse);
+    let address = parsed_secret(table, "url", Address::parse, Mask::add_url);
     let (address, format) = match (template(table), named) {
         (Some(template), _) => (address, Some(Format::Own(template))),
         (None, Some(Format::Ntfy { .. })) => {
@@ -48,7 +48,7 @@ fn webhook(name: Option<SinkName>, table: &Table<'_>, names: &[ServerName]) -> O
         causes.iter_mut().for_each(|causes| causes.retain(|cause| *cause != "snapshot"));
     }
     let torrents = torrents(table);
-    let secrets = parsed_secret(table, "secret", Secrets::parse);
+    let secrets = parsed_secret(table, "secret", Secrets::parse, mask_words);
     let login = webhook_login(table);
     let headers = headers(table, login.is_some());
     let ca_pem = table.parsed("ca_file", certificates);
@@ -115,6 +115,7 @@ fn headers(table: &Table<'_>, has_login: bool) -> HeaderMap {
     });
     let mut headers = HeaderMap::new();
     for (key, name, value) in in_place.chain(in_files) {
+        table.mask(|mask| value.iter().for_each(|value| mask.add(value)));
         match value.and_then(|text| Ok(header(&name, &SecretString::from(text))?)) {
             Ok((name, _)) if headers.contains_key(&name) => {
                 table.fault(key, Fault::new(format!("has `{name}` twice"), "keep one of them"));

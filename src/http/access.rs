@@ -7,9 +7,10 @@
 //! the config lists.
 //!
 //! *Request forgery*: his page submits a form to this address. Hence a change needs the token, which no browser adds by
-//! itself, and must not declare another origin.
+//! itself, and must not declare another origin. Wrong tokens are slowed down: [`super::token_guard`].
 
 use core::net::IpAddr;
+use std::time::Duration;
 
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Uri, header};
@@ -37,9 +38,24 @@ pub(super) enum Refusal {
     /// The config has no token, so nothing can be changed.
     #[error("changes over HTTP are off; set http.token or http.token_file")]
     NoToken,
-    /// The token is missing or is another one.
+    /// There is no token. Nobody has guessed.
+    #[error("missing or wrong token; send `Authorization: Bearer TOKEN` with the http.token of the config")]
+    MissingToken,
+    /// The token is another one.
     #[error("missing or wrong token; send `Authorization: Bearer TOKEN` with the http.token of the config")]
     WrongToken,
+    /// Too many wrong tokens came from the same address, so this one was not compared.
+    #[error("too many wrong tokens from this address; wait")]
+    TooManyGuesses(Duration),
+}
+
+/// Who sends a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Viewer {
+    /// Somebody who reaches the port.
+    Anybody,
+    /// Somebody who has the token.
+    TokenHolder,
 }
 
 impl AccessRules {
@@ -65,8 +81,8 @@ impl AccessRules {
             || self.hosts.contains(&host)
     }
 
-    /// Checks that a request may change something.
-    pub(super) fn check_change(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+    /// Checks that no page of another site sent a request that may change something.
+    pub(super) fn check_origin(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         let text = |name| headers.get(name).map(|value: &axum::http::HeaderValue| value.to_str().unwrap_or_default());
         if let Some(origin) = text(header::ORIGIN) {
             let from = origin.split_once("://").and_then(|(_, rest)| rest.parse::<Authority>().ok());
@@ -84,11 +100,19 @@ impl AccessRules {
         if !matches!(site, None | Some(b"same-origin" | b"none")) {
             return Err(Refusal::Origin);
         }
-        let Some(token) = &self.token else { return Err(Refusal::NoToken) };
-        let given = text(header::AUTHORIZATION).and_then(|value| value.split_once(' '));
-        let given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token.trim());
-        if given.is_some_and(|given| is_same(given, token.expose_secret())) { Ok(()) } else { Err(Refusal::WrongToken) }
+        Ok(())
     }
+
+    /// Returns whether a token is the right one.
+    pub(super) fn is_token(&self, given: &str) -> bool {
+        self.token.as_ref().is_some_and(|token| is_same(given, token.expose_secret()))
+    }
+}
+
+/// Returns the token of a request; the login of a proxy (`Basic`) is none.
+pub(super) fn given_token(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 /// Compares in a time that does not reveal where the two differ.
@@ -123,7 +147,8 @@ mod tests {
             for name in [header::HOST, header::ORIGIN, header::AUTHORIZATION] {
                 let headers = HeaderMap::from_iter([(name, value.clone())]);
                 let _not_panicked = rules().check_host(&"/".parse().unwrap(), &headers);
-                prop_assert!(rules().check_change(&headers).is_err());
+                let _not_panicked = rules().check_origin(&headers);
+                prop_assert!(!given_token(&headers).is_some_and(|given| rules().is_token(given)));
             }
         }
     }
@@ -171,28 +196,38 @@ mod tests {
     }
 
     #[test]
-    fn a_change_needs_the_token_and_must_not_be_cross_site() {
-        let right = ("authorization", "Bearer sesame");
-        let host = ("host", "nas:8787");
-        for (of, expected) in [
-            (vec![host, right], Ok(())),
-            (vec![host, ("authorization", "bearer  sesame ")], Ok(())),
-            (vec![host], Err(Refusal::WrongToken)),
-            (vec![host, ("authorization", "Bearer sesam")], Err(Refusal::WrongToken)),
-            (vec![host, ("authorization", "Basic sesame")], Err(Refusal::WrongToken)),
-            (vec![host, ("authorization", "sesame")], Err(Refusal::WrongToken)),
-            (vec![host, right, ("origin", "http://nas:8787")], Ok(())),
-            (vec![host, right, ("origin", "https://torrents.example.org")], Ok(())),
-            (vec![host, right, ("origin", "http://nas:8788")], Err(Refusal::Origin)),
-            (vec![host, right, ("origin", "http://evil.example")], Err(Refusal::Origin)),
-            (vec![host, right, ("origin", "null")], Err(Refusal::Origin)),
-            (vec![host, right, ("sec-fetch-site", "same-origin")], Ok(())),
-            (vec![host, right, ("sec-fetch-site", "cross-site")], Err(Refusal::Origin)),
-            (vec![host, right, ("sec-fetch-site", "same-site")], Err(Refusal::Origin)),
+    fn a_token_is_a_bearer_token_and_nothing_else() {
+        for (value, expected) in [
+            ("Bearer sesame", Some(true)),
+            ("bearer  sesame ", Some(true)),
+            ("Bearer sesam", Some(false)),
+            ("Bearer sesame sesame", Some(false)),
+            ("Basic sesame", None),
+            ("sesame", None),
+            ("", None),
         ] {
-            assert_eq!(rules().check_change(&headers(&of)), expected, "{of:?}");
+            let headers = headers(&[("authorization", value)]);
+            assert_eq!(given_token(&headers).map(|given| rules().is_token(given)), expected, "{value}");
         }
         let without_token = AccessRules { token: None, ..rules() };
-        assert_eq!(without_token.check_change(&headers(&[host, right])), Err(Refusal::NoToken));
+        assert!(!without_token.is_token("") && !without_token.is_token("sesame"));
+    }
+
+    #[test]
+    fn a_change_must_not_be_cross_site() {
+        let host = ("host", "nas:8787");
+        for (of, expected) in [
+            (vec![host], Ok(())),
+            (vec![host, ("origin", "http://nas:8787")], Ok(())),
+            (vec![host, ("origin", "https://torrents.example.org")], Ok(())),
+            (vec![host, ("origin", "http://nas:8788")], Err(Refusal::Origin)),
+            (vec![host, ("origin", "http://evil.example")], Err(Refusal::Origin)),
+            (vec![host, ("origin", "null")], Err(Refusal::Origin)),
+            (vec![host, ("sec-fetch-site", "same-origin")], Ok(())),
+            (vec![host, ("sec-fetch-site", "cross-site")], Err(Refusal::Origin)),
+            (vec![host, ("sec-fetch-site", "same-site")], Err(Refusal::Origin)),
+        ] {
+            assert_eq!(rules().check_origin(&headers(&of)), expected, "{of:?}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The API: servers, sinks, torrents and events to read, commands to send.
 //!
-//! Reading needs no token, changing does. An error is `{"error": {"code", "message", "retryable"}}`. A command goes
+//! Reading needs no token, except for the words of others about a problem; changing does. An error is `{"error": {"code", "message", "retryable"}}`. A command goes
 //! through the same admission as on a broker and is answered with the same result.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use axum::body::{Body, to_bytes};
 use axum::extract::{ConnectInfo, Path, Request, State};
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -22,7 +22,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::HttpState;
-use super::access::Refusal;
+use super::access::{Refusal, Viewer};
 use super::connections::Permit;
 use super::query::{self, EventsQuery, TorrentsQuery};
 use crate::model::{
@@ -39,16 +39,19 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The bridge, as the HTTP server sees it.
+///
+/// A reason of a problem may have the words of a broker, an endpoint or a client. It is for who has the token; anybody else
+/// gets to know that there is a problem.
 #[async_trait]
 pub trait Api: Send + Sync {
     /// Returns whether every server is polled and every sink is connected.
-    fn readiness(&self) -> Readiness;
+    fn readiness(&self, viewer: Viewer) -> Readiness;
     /// Returns all metrics in the Prometheus text format.
     async fn metrics(&self) -> String;
     /// Returns every server of the config.
-    fn servers(&self) -> Vec<ServerView>;
+    fn servers(&self, viewer: Viewer) -> Vec<ServerView>;
     /// Returns every sink of the config.
-    fn sinks(&self) -> Vec<SinkView>;
+    fn sinks(&self, viewer: Viewer) -> Vec<SinkView>;
     /// Returns one page of the matching torrents, and how many match; `None` for an unknown server.
     fn torrents(&self, server: &ServerName, query: &TorrentsQuery) -> Option<(Vec<Arc<Torrent>>, u64)>;
     /// Returns one torrent; `None` if the server is unknown or has no such torrent.
@@ -101,7 +104,7 @@ pub struct ServerView {
     pub name: ServerName,
     /// `online` or `offline`.
     pub status: &'static str,
-    /// Why the last poll failed.
+    /// Why the last poll failed; without the words of others for who has no token.
     pub problem: Option<String>,
     /// Seconds since the last poll that was answered; `None` before the first.
     pub poll_age_seconds: Option<f64>,
@@ -120,7 +123,7 @@ pub struct SinkView {
     pub name: SinkName,
     /// `online` or `offline`.
     pub status: &'static str,
-    /// Why the sink is disconnected, or its delivery blocked.
+    /// Why the sink is disconnected, or its delivery blocked; without the words of others for who has no token.
     pub problem: Option<String>,
     /// Journal entries that it has not acknowledged.
     pub lag_entries: u64,
@@ -179,10 +182,14 @@ type SharedState = State<Arc<HttpState>>;
 /// The answer to a request; an `Err` refuses it.
 type Answer = Result<Response, Response>;
 
-pub(super) async fn ready(State(state): SharedState) -> Response {
-    let readiness = state.api.readiness();
+pub(super) async fn ready(
+    State(state): SharedState,
+    ConnectInfo(permit): ConnectInfo<Permit>,
+    headers: HeaderMap,
+) -> Answer {
+    let readiness = state.api.readiness(state.viewer(&permit, &headers).await.map_err(refused)?);
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, axum::Json(readiness)).into_response()
+    Ok((status, axum::Json(readiness)).into_response())
 }
 
 pub(super) async fn metrics(State(state): SharedState) -> Response {
@@ -190,12 +197,22 @@ pub(super) async fn metrics(State(state): SharedState) -> Response {
     (headers, state.api.metrics().await).into_response()
 }
 
-pub(super) async fn servers(State(state): SharedState) -> Response {
-    axum::Json(json!({"servers": state.api.servers()})).into_response()
+pub(super) async fn servers(
+    State(state): SharedState,
+    ConnectInfo(permit): ConnectInfo<Permit>,
+    headers: HeaderMap,
+) -> Answer {
+    let viewer = state.viewer(&permit, &headers).await.map_err(refused)?;
+    Ok(axum::Json(json!({"servers": state.api.servers(viewer)})).into_response())
 }
 
-pub(super) async fn sinks(State(state): SharedState) -> Response {
-    axum::Json(json!({"sinks": state.api.sinks()})).into_response()
+pub(super) async fn sinks(
+    State(state): SharedState,
+    ConnectInfo(permit): ConnectInfo<Permit>,
+    headers: HeaderMap,
+) -> Answer {
+    let viewer = state.viewer(&permit, &headers).await.map_err(refused)?;
+    Ok(axum::Json(json!({"sinks": state.api.sinks(viewer)})).into_response())
 }
 
 pub(super) async fn torrents(State(state): SharedState, Path(server): Path<String>, request: Request) -> Answer {
@@ -295,7 +312,7 @@ async fn authorised(
     permit: &Permit,
     request: Request,
 ) -> Result<(OwnedSemaphorePermit, Bytes), Response> {
-    state.access.check_change(request.headers()).map_err(refused)?;
+    state.check_change(permit, request.headers()).await.map_err(refused)?;
     // Refused instead of queued: the waiting ones would take the connections that are left for health and pages.
     let slot = Arc::clone(&state.long_requests).try_acquire_owned().map_err(|_| too_many())?;
     // A command may wait for its client until its time to live is over.
@@ -335,7 +352,7 @@ fn bad_request(message: impl Into<String>) -> Response {
 }
 
 fn no_server(state: &HttpState, name: &str) -> Response {
-    let servers = state.api.servers();
+    let servers = state.api.servers(Viewer::Anybody);
     let known = known_names(name, servers.iter().map(|server| server.name.as_str()));
     bad(ErrorCode::UnknownServer, format!("no such server is configured; {known}"))
 }
@@ -347,7 +364,13 @@ fn too_many() -> Response {
 pub(super) fn refused(refusal: Refusal) -> Response {
     let body = axum::Json(json!({"error": CommandError::new(ErrorCode::Forbidden, refusal.to_string())}));
     match refusal {
-        Refusal::WrongToken => (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], body).into_response(),
+        Refusal::MissingToken | Refusal::WrongToken => {
+            (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], body).into_response()
+        }
+        Refusal::TooManyGuesses(wait) => {
+            let seconds = wait.as_secs() + 1;
+            (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, seconds.to_string())], body).into_response()
+        }
         Refusal::Host | Refusal::Origin | Refusal::NoToken => (StatusCode::FORBIDDEN, body).into_response(),
     }
 }
@@ -386,7 +409,8 @@ pub(super) async fn events(
     request: Request,
 ) -> Answer {
     let mut query = query::events(request.uri().query().unwrap_or_default()).map_err(bad_request)?;
-    let known: BTreeSet<ServerName> = state.api.servers().into_iter().map(|server| server.name).collect();
+    let known: BTreeSet<ServerName> =
+        state.api.servers(Viewer::Anybody).into_iter().map(|server| server.name).collect();
     if let Some(unknown) = query.servers.iter().flatten().find(|name| !known.contains(*name)) {
         return Err(no_server(&state, unknown.as_str()));
     }

@@ -110,10 +110,11 @@ impl Listener for ConnectionLimit {
         let (stream, address) = Listener::accept(&mut self.listener).await;
         let Limits { connections, time, bytes } = self.limits;
         let deadline = Box::pin(tokio::time::sleep(time));
-        let permit = Permit { is_unlimited: Arc::default(), bytes_left: Arc::new(AtomicUsize::new(bytes)) };
+        let (peer, bytes_left) = (address.ip(), Arc::new(AtomicUsize::new(bytes)));
+        let permit = Permit { peer, is_unlimited: Arc::default(), bytes_left };
         let close = CancellationToken::new();
         let closed = Box::pin(close.clone().cancelled_owned());
-        let place = self.open.add(OpenConnection { peer: address.ip(), permit: permit.clone(), close }, connections);
+        let place = self.open.add(OpenConnection { peer, permit: permit.clone(), close }, connections);
         (Peer { stream, deadline, permit, closed, stalled: None, _place: place }, address)
     }
 
@@ -125,11 +126,17 @@ impl Listener for ConnectionLimit {
 /// The limits of one connection, which a request that was authorised may raise.
 #[derive(Clone, Debug)]
 pub(super) struct Permit {
+    peer: IpAddr,
     is_unlimited: Arc<AtomicBool>,
     bytes_left: Arc<AtomicUsize>,
 }
 
 impl Permit {
+    /// Returns the address that the connection comes from.
+    pub(super) fn peer(&self) -> IpAddr {
+        self.peer
+    }
+
     fn is_unlimited(&self) -> bool {
         self.is_unlimited.load(Ordering::Relaxed)
     }
@@ -260,7 +267,7 @@ mod tests {
         let open = Arc::new(OpenConnections::default());
         let peers = [1, 2, 2, 3, 2, 1].map(|last| IpAddr::from([192, 0, 2, last]));
         let places = peers.map(|peer| {
-            let permit = Permit { is_unlimited: Arc::default(), bytes_left: Arc::default() };
+            let permit = Permit { peer, is_unlimited: Arc::default(), bytes_left: Arc::default() };
             open.add(OpenConnection { peer, permit, close: CancellationToken::new() }, 5)
         });
         assert!(open.lock().keys().eq(&[0, 2, 3, 4, 5]), "the oldest of the second peer");

@@ -1,8 +1,8 @@
 //! The HTTP server: health, readiness, metrics, the status page, the API and its event stream; and, on a port of its
 //! own, hook signals.
 //!
-//! Anybody who reaches the port may read, except a web page of another site; a change needs the token. `access` decides
-//! both. Health, readiness and metrics are served under any host name, because what monitors containers uses addresses
+//! Anybody who reaches the port may read, except a web page of another site; a change needs the token, and so do the words
+//! of others about a problem. `access` decides both. Health, readiness and metrics are served under any host name, because what monitors containers uses addresses
 //! and names that no config lists.
 
 mod access;
@@ -11,13 +11,14 @@ mod connections;
 mod hook_listener;
 mod page;
 mod query;
+mod token_guard;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
@@ -25,11 +26,13 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-pub use self::access::AccessRules;
+pub use self::access::{AccessRules, Viewer};
+use self::access::{Refusal, given_token};
 pub use self::api::{Api, CommandReply, ComponentReadiness, Readiness, ServerView, SinkView, StreamItem};
 use self::connections::{ConnectionLimit, Limits, Permit};
 pub use self::hook_listener::receive_hook_signals;
 pub use self::query::{EventsQuery, TorrentsQuery};
+use self::token_guard::TokenGuard;
 use crate::model::Filter;
 
 /// Every answer but event streams and results of commands takes much less than this.
@@ -49,8 +52,36 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
 struct HttpState {
     api: Arc<dyn Api>,
     access: AccessRules,
+    guesses: TokenGuard,
     long_requests: Arc<Semaphore>,
     stop: CancellationToken,
+}
+
+impl HttpState {
+    /// Returns who sends a request. A wrong token is refused, after a delay.
+    async fn viewer(&self, permit: &Permit, headers: &HeaderMap) -> Result<Viewer, Refusal> {
+        let Some(given) = given_token(headers).filter(|_| self.access.token.is_some()) else {
+            return Ok(Viewer::Anybody);
+        };
+        self.guesses.check(permit.peer()).map_err(Refusal::TooManyGuesses)?;
+        if self.access.is_token(given) {
+            return Ok(Viewer::TokenHolder);
+        }
+        tokio::time::sleep_until(self.guesses.wrong(permit.peer())).await;
+        Err(Refusal::WrongToken)
+    }
+
+    /// Checks that a request may change something.
+    async fn check_change(&self, permit: &Permit, headers: &HeaderMap) -> Result<(), Refusal> {
+        self.access.check_origin(headers)?;
+        if self.access.token.is_none() {
+            return Err(Refusal::NoToken);
+        }
+        match self.viewer(permit, headers).await? {
+            Viewer::TokenHolder => Ok(()),
+            Viewer::Anybody => Err(Refusal::MissingToken),
+        }
+    }
 }
 
 /// Serves until `stop`, on a port that is bound already, so that a port in use fails the start; open connections then have half a second to end.
@@ -64,7 +95,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let long_requests = Arc::new(Semaphore::new(LONG_REQUESTS_MAX));
-    let state = Arc::new(HttpState { api, access, long_requests, stop: stop.clone() });
+    let state = Arc::new(HttpState { api, access, guesses: TokenGuard::default(), long_requests, stop: stop.clone() });
     let router = router(state).into_make_service_with_connect_info::<Permit>();
     let stopped = stop.clone();
     // Graceful, but with a bound: a peer may keep its connection open for as long as it likes.
@@ -122,14 +153,19 @@ async fn guard(State(state): State<Arc<HttpState>>, request: Request, next: Next
     response
 }
 
-async fn status_page(State(state): State<Arc<HttpState>>) -> Response {
+async fn status_page(
+    State(state): State<Arc<HttpState>>,
+    ConnectInfo(permit): ConnectInfo<Permit>,
+    headers: HeaderMap,
+) -> Result<Response, Response> {
+    let viewer = state.viewer(&permit, &headers).await.map_err(api::refused)?;
     let query = TorrentsQuery { filter: Filter::default(), page: 0, page_size: PAGE_TORRENTS, busiest_first: true };
     let with_torrents = |server: ServerView| {
         let (torrents, total) = state.api.torrents(&server.name, &query).unwrap_or_default();
         page::Server { server, torrents, total }
     };
-    let servers: Vec<page::Server> = state.api.servers().into_iter().map(with_torrents).collect();
-    Html(page::page(env!("CARGO_PKG_VERSION"), &servers, &state.api.sinks())).into_response()
+    let servers: Vec<page::Server> = state.api.servers(viewer).into_iter().map(with_torrents).collect();
+    Ok(Html(page::page(env!("CARGO_PKG_VERSION"), &servers, &state.api.sinks(viewer))).into_response())
 }
 
 fn asset(kind: &'static str, text: &'static str) -> Response {

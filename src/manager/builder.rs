@@ -18,7 +18,7 @@ use crate::clients::rtorrent::settings::{Endpoint, Settings};
 use crate::clients::settings::DEFAULT_TIMEOUT;
 use crate::commands::{Admission, Caller, Common, Queue, Sources, answer_for_removed_servers};
 use crate::live_state::LiveState;
-use crate::model::{PollSettings, ServerName, SinkName, UrlRules};
+use crate::model::{PollSettings, ServerName, SinkName, TrackerNames, UrlRules};
 use crate::port::{Clock, Store, StoreError, SystemClock, TorrentClient};
 use crate::servers::{ServerParts, load, unfinished_commands};
 use crate::store::{MemoryStore, Options};
@@ -200,6 +200,8 @@ impl Builder {
         let live = Arc::new(LiveState::new(contents, [origin.clone()]));
         let common = Common { store, live, clock };
         let mut unfinished = unfinished_commands(&*common.store).await?;
+        // A caller in this process sees announce URLs whole, so no name has to stay the same.
+        let names = TrackerNames::new(rand::random());
         let (mut left, mut queues, mut clients) = (Group::new(), BTreeMap::new(), BTreeMap::new());
         for (name, Server { client, poll, timeout, roots, urls }) in servers {
             let client = connect(client, &name, timeout)
@@ -215,7 +217,7 @@ impl Builder {
                 is_state_lost,
             };
             let unfinished_of_server = unfinished.remove(&Some(name.clone())).unwrap_or_default();
-            let parts = ServerParts::new(watcher, Sources::new(roots, urls), unfinished_of_server);
+            let parts = ServerParts::new(watcher, Sources::new(roots, urls), names.clone(), unfinished_of_server);
             parts.spawn(&mut left);
             queues.insert(name.clone(), Arc::clone(&parts.queue));
         }

@@ -6,6 +6,12 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::outside_text::outside_text;
+
+/// Target of the log lines that say who did what: commands with their results, refused rights, wrong tokens. They are
+/// logged whatever the log level is.
+pub const AUDIT: &str = "audit";
+
 /// The sender's name for a command: 1 to 128 bytes, no control characters.
 #[derive(Clone, Debug, derive_more::Display, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -114,10 +120,13 @@ pub struct CommandError {
 
 impl CommandError {
     /// Makes an error that is retryable if its code says so.
+    ///
+    /// The message may have words of a client or a server that was asked, and goes to every receiver of results; hence it is
+    /// an [`outside_text`].
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         // The rest is wrong for good, or says by itself (`retryable`) that it is not.
         let retryable = matches!(code, ErrorCode::ClientOffline | ErrorCode::Unconfirmed);
-        Self { code, message: message.into(), retryable }
+        Self { code, message: outside_text(&message.into()), retryable }
     }
 
     /// Says that the same command may well succeed later.

@@ -159,7 +159,7 @@ pub struct File {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Tracker {
-    /// Announce URL, which may hold a passkey.
+    /// Announce URL, which may hold a passkey. In results its name, unless the sender has the right `secrets`.
     pub url: String,
     /// `http`, `udp` or `dht`.
     pub kind: Option<&'static str>,

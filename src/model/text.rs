@@ -1,7 +1,6 @@
 //! Text from outside: sanitized for display, and interned.
 
 use std::collections::HashSet;
-use std::error::Error;
 use std::sync::Arc;
 
 /// A pattern for schemas: text without control characters.
@@ -36,17 +35,6 @@ pub fn truncated(text: &str, chars_max: usize) -> String {
 pub fn is_active(c: char) -> bool {
     let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || turns
-}
-
-/// Returns the text of an error followed by the texts of its causes, joined by `: `.
-///
-/// A cause that the text already contains is left out: some libraries (async-nats, for one) repeat the cause in
-/// their own message.
-pub fn error_chain(error: &dyn Error) -> String {
-    std::iter::successors(error.source(), |cause| (*cause).source()).fold(error.to_string(), |text, cause| {
-        let cause = cause.to_string();
-        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
-    })
 }
 
 /// Parses an amount of bytes as people write it: `700MiB`, `500 kB`, or a number without a unit.
@@ -121,23 +109,6 @@ mod tests {
         interner.drop_unused();
         assert_eq!(interner.0.len(), 1);
         assert!(Arc::ptr_eq(&one, &interner.intern("linux")));
-    }
-
-    #[test]
-    fn an_error_chain_names_each_cause_once() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("{text}")]
-        struct Step {
-            text: &'static str,
-            source: Option<Box<Step>>,
-        }
-        let chain = |texts: &[&'static str]| {
-            let step = |source, text: &&'static str| Some(Box::new(Step { text, source }));
-            error_chain(&*texts.iter().rev().fold(None, step).unwrap())
-        };
-        assert_eq!(chain(&["open the store"]), "open the store");
-        assert_eq!(chain(&["start", "open the store", "disk full"]), "start: open the store: disk full");
-        assert_eq!(chain(&["send: refused", "refused", "os error 111"]), "send: refused: os error 111");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The torrent, and the arithmetic of its derived fields.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Change, Changes, InfoHash, Interner, ServerName, TextLimit, Timestamp, known_names};
+use super::{Change, Changes, InfoHash, Interner, ServerName, TextLimit, Timestamp, known_names, reported_text};
 
 /// Values of the configured extra columns, strings or integers, by their configured names.
 pub type Extra = BTreeMap<Arc<str>, Value>;
@@ -161,8 +162,14 @@ impl Torrent {
         Err(format!("fields: a torrent has no `{}`; {}", unknown.escape_default(), known_names(unknown, known())))
     }
 
-    /// Cuts its texts to their limits. An extra value that is neither text, number nor boolean becomes `null`.
+    /// Cuts its texts to their limits, and hides what may be a passkey in those that may have a URL: the message and extra
+    /// values. An extra value that is neither text, number nor boolean becomes `null`.
     pub fn cut_texts(&mut self) {
+        if let Some(message) = &mut self.message
+            && let Cow::Owned(shown) = reported_text(message)
+        {
+            *message = shown.into();
+        }
         TextLimit::Name.apply(&mut self.name);
         if let Some(path) = &mut self.path {
             TextLimit::Path.apply(path);
@@ -185,7 +192,12 @@ impl Torrent {
         self.extra.retain(|name, _| name.len() <= TextLimit::Word.bytes_max());
         for value in self.extra.values_mut() {
             match value {
-                Value::String(text) => TextLimit::Extra.apply(text),
+                Value::String(text) => {
+                    if let Cow::Owned(shown) = reported_text(text) {
+                        *text = shown;
+                    }
+                    TextLimit::Extra.apply(text);
+                }
                 Value::Array(_) | Value::Object(_) => *value = Value::Null,
                 Value::Null | Value::Bool(_) | Value::Number(_) => {}
             }

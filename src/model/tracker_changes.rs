@@ -3,11 +3,14 @@
 //! Pure.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use url::Url;
+
+use super::tracker_name::{NAME_PATTERN, is_tracker_name};
 
 /// Most URLs of one list.
 const TRACKERS_MAX: usize = 50;
@@ -17,6 +20,11 @@ const URL_BYTES_MAX: usize = 2048;
 const SCHEMES: &[&str] = &["http", "https", "udp"];
 /// A pattern for schemas: what [`TrackerChanges::checked`] takes, but for the host.
 const URL_PATTERN: &str = "^([hH][tT][tT][pP][sS]?|[uU][dD][pP])://[!-.0-~][!-~]{0,2039}$";
+/// The same for a tracker that the torrent has, which may be meant by its name.
+static KNOWN_PATTERN: LazyLock<String> = LazyLock::new(|| {
+    let url = URL_PATTERN.trim_matches(['^', '$']);
+    format!("^({url}|{NAME_PATTERN})$")
+});
 
 /// Changes to the trackers of a torrent. A tracker is in one of the lists at most.
 // In `Debug` numbers only: URLs of trackers hold passkeys.
@@ -29,16 +37,16 @@ pub struct TrackerChanges {
     #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = URL_PATTERN)))]
     #[debug("{}", add.len())]
     pub add: Vec<String>,
-    /// URLs of trackers to remove, where the client can (rTorrent cannot: disable them).
-    #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = URL_PATTERN)))]
+    /// Trackers to remove, by their URLs or names, where the client can (rTorrent cannot: disable them).
+    #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = KNOWN_PATTERN)))]
     #[debug("{}", remove.len())]
     pub remove: Vec<String>,
-    /// URLs of trackers of the torrent that are to be asked again.
-    #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = URL_PATTERN)))]
+    /// Trackers of the torrent that are to be asked again, by their URLs or names.
+    #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = KNOWN_PATTERN)))]
     #[debug("{}", enable.len())]
     pub enable: Vec<String>,
-    /// URLs of trackers of the torrent that are not to be asked any more.
-    #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = URL_PATTERN)))]
+    /// Trackers of the torrent that are not to be asked any more, by their URLs or names.
+    #[schemars(length(max = TRACKERS_MAX), inner(regex(pattern = KNOWN_PATTERN)))]
     #[debug("{}", disable.len())]
     pub disable: Vec<String>,
 }
@@ -69,6 +77,10 @@ impl TrackerChanges {
                 return Err(InvalidTrackerChanges(format!("{name}: at most {TRACKERS_MAX} trackers are right")));
             }
             for (place, url) in list.iter_mut().enumerate() {
+                // One that is added is not there yet, so it has no name.
+                if name != "add" && is_tracker_name(url) {
+                    continue;
+                }
                 *url = checked_url(url).ok_or_else(|| {
                     let right = "use an http, https or udp URL of at most 2048 ASCII characters, without spaces";
                     InvalidTrackerChanges(format!("{name}[{place}]: {right}"))
@@ -89,6 +101,23 @@ impl TrackerChanges {
             ));
         }
         Ok(self)
+    }
+
+    /// Whether a tracker is meant by its name.
+    pub(crate) fn has_names(&self) -> bool {
+        [&self.remove, &self.enable, &self.disable].into_iter().flatten().any(|text| is_tracker_name(text))
+    }
+
+    /// Puts the URL in place of each name.
+    ///
+    /// # Errors
+    /// The first of `find`.
+    pub(crate) fn resolve_names<E>(&mut self, find: impl Fn(&str) -> Result<String, E>) -> Result<(), E> {
+        let known = [&mut self.remove, &mut self.enable, &mut self.disable].into_iter().flatten();
+        for text in known.filter(|text| is_tracker_name(text)) {
+            *text = find(text)?;
+        }
+        Ok(())
     }
 
     /// Returns the trackers that the torrent has to have afterwards, each with whether it is asked.

@@ -156,6 +156,12 @@ const fn plain(
     Row { participle: Some(participle), ..row(verb, name, Torrents, Actions, summary, arguments) }
 }
 
+/// The right to read announce URLs whole, passkeys included; without it a command that shows them shows their names.
+pub const SECRETS: &str = "secrets";
+
+/// The rights that `*` does not stand for: one ends what an operator sees, the other shows what should be seen by few.
+const NAMED_ONLY: [&str; 2] = ["log_level", SECRETS];
+
 const DELETE_DATA: ExtraRight =
     ExtraRight { name: "delete_data", is_needed: |operation| matches!(operation, Operation::DeleteWithData) };
 
@@ -268,10 +274,15 @@ impl Verb {
         self.row().extra_right.as_ref().filter(|right| (right.is_needed)(operation)).map(|right| right.name)
     }
 
-    /// Every right that a config may give: the names of the verbs, and those that some bodies need besides.
+    /// Every right that a config may give: the names of the verbs, and those that go beyond a verb.
     pub fn rights() -> impl Iterator<Item = &'static str> {
         let extra = ROWS.iter().filter_map(|row| Some(row.extra_right.as_ref()?.name));
-        ROWS.iter().map(|row| row.name).chain(extra)
+        ROWS.iter().map(|row| row.name).chain(extra).chain([SECRETS])
+    }
+
+    /// The rights that `*` in a config stands for; the others have to be named.
+    pub fn rights_of_all() -> impl Iterator<Item = &'static str> {
+        Self::rights().filter(|right| !NAMED_ONLY.contains(right))
     }
 }
 

@@ -266,7 +266,7 @@ impl Dispatcher {
                 if let Some(attempts) = self.quarantine.is_poison(&id) {
                     let reason =
                         format!("{attempts} connections in a row ended, without a reason, when it was sent alone");
-                    self.resolve(id, Err(Rejection { reason, is_poison: true })).await?;
+                    self.resolve(id, Err(Rejection { reason: reason.into(), is_poison: true })).await?;
                     continue;
                 }
                 self.quarantine.sent(&id);

@@ -109,7 +109,7 @@ impl Outbox for EphemeralOutbox {
 
     async fn resolve(&mut self, _: DeliveryId, outcome: Outcome) -> Result<Option<JournalEntry>, StoreError> {
         if let Err(Rejection { reason, .. }) = outcome {
-            warn!(sink = %self.parts.settings.name, reason, "message rejected");
+            warn!(sink = %self.parts.settings.name, reason = &*reason, "message rejected");
         }
         Ok(None)
     }

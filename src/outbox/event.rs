@@ -217,8 +217,8 @@ impl Outbox for EventOutbox {
             Err(Rejection { reason, .. }) => {
                 let Some(entry) = events.cursor.in_flight(seq).cloned() else { return Ok(None) };
                 let sink = &self.parts.settings.name;
-                warn!(%sink, id = %entry.id, reason, "event rejected, moving it to the dead-letter queue");
-                self.dead_letters.rejected(entry, reason, Instant::now());
+                warn!(%sink, id = %entry.id, reason = &*reason, "event rejected, moving it to the dead-letter queue");
+                self.dead_letters.rejected(entry, reason.to_string(), Instant::now());
                 self.save_dead_letters().await?;
                 Ok(None)
             }

@@ -54,7 +54,7 @@ mod state;
 mod testing;
 mod updates;
 
-use crate::model::{InfoHash, JournalEntry, Seq, ServerName};
+use crate::model::{InfoHash, JournalEntry, OutsideText, Seq, ServerName};
 use crate::port::{Delivery, StoreError};
 
 pub use dispatcher::Dispatcher;
@@ -121,7 +121,7 @@ type Outcome = Result<(), Rejection>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Rejection {
     /// The reason of the receiver, for people.
-    reason: String,
+    reason: OutsideText,
     /// Not sent at all, because it had ended several connections ([`quarantine`]).
     is_poison: bool,
 }

@@ -174,7 +174,7 @@ impl Outbox for ResultOutbox {
     async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<Option<JournalEntry>, StoreError> {
         let DeliveryId::Result(number, piece) = id else { return Ok(None) };
         if let Err(Rejection { reason, is_poison }) = outcome {
-            warn!(sink = %self.parts.settings.name, reason, "result rejected");
+            warn!(sink = %self.parts.settings.name, reason = &*reason, "result rejected");
             self.replace(number, piece, &reason, is_poison);
         }
         if let Some(open) = self.open.get_mut(&number) {

@@ -379,7 +379,7 @@ impl Outbox for StateOutbox {
         match id {
             DeliveryId::State(server, hash) => {
                 if let Some(reason) = rejection {
-                    warn!(%sink, %server, %hash, reason, "state rejected");
+                    warn!(%sink, %server, %hash, reason = &*reason, "state rejected");
                 }
                 if let Some(states) = self.servers.get_mut(&server) {
                     states.dirty.resolve(hash);
@@ -391,13 +391,13 @@ impl Outbox for StateOutbox {
                     self.topics.save().await?;
                 }
                 Some(reason) => {
-                    warn!(%sink, topic, reason, "clearing a retained message was rejected, retrying on the next link");
+                    warn!(%sink, topic, reason = &*reason, "clearing a retained message was rejected, retrying on the next link");
                     self.topics.registry.not_cleared(&topic);
                 }
             },
             DeliveryId::Projected(topic) => {
                 if let Some(reason) = rejection {
-                    warn!(%sink, topic, reason, "message rejected");
+                    warn!(%sink, topic, reason = &*reason, "message rejected");
                 }
                 if let Some(projection) = &mut self.projection {
                     projection.acknowledged(&topic);
@@ -405,7 +405,7 @@ impl Outbox for StateOutbox {
             }
             DeliveryId::Updated(server, hash) => {
                 if let Some(reason) = rejection {
-                    warn!(%sink, %server, %hash, reason, "update rejected");
+                    warn!(%sink, %server, %hash, reason = &*reason, "update rejected");
                 }
             }
             DeliveryId::Event(..) | DeliveryId::Result(..) | DeliveryId::Ephemeral => {}

@@ -49,7 +49,7 @@ pub(super) async fn acknowledge(outbox: &mut impl Outbox, batch: Vec<Outgoing>) 
 }
 
 pub(super) fn rejected(reason: &str) -> Outcome {
-    Err(Rejection { reason: reason.to_owned(), is_poison: false })
+    Err(Rejection { reason: reason.into(), is_poison: false })
 }
 
 pub(super) fn ids(batch: &[Outgoing]) -> Vec<DeliveryId> {

@@ -10,7 +10,9 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use crate::model::{Event, InfoHash, JournalEntry, ServerName, ServerState, ServerStats, Snapshot, Timestamp};
+use crate::model::{
+    Event, InfoHash, JournalEntry, OutsideText, ServerName, ServerState, ServerStats, Snapshot, Timestamp,
+};
 
 /// A receiver of events: a broker or a webhook.
 #[async_trait]
@@ -229,13 +231,15 @@ pub struct ReplyTo {
 }
 
 /// Why a delivery was not acknowledged. All but `Rejected` end the link.
+///
+/// A reason may have words of the receiver, which may repeat our login or the secret URL; hence its type.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeliverError {
     /// The receiver cannot be reached, or the connection broke: everything unacknowledged is sent again.
     #[error("{reason}")]
     Unavailable {
-        reason: String,
+        reason: OutsideText,
         /// No attempt makes sense before this.
         retry_after: Option<Duration>,
         /// The receiver said why, so it did not hang up over a message that it refuses without a word (MQTT 3.1.1 §3.3.5).
@@ -244,15 +248,15 @@ pub enum DeliverError {
     /// The receiver deferred a delivery and may have taken a later one: everything unacknowledged is sent again, and from
     /// then on events are strictly ordered ([`EventOrdering::Strict`]), also after a restart.
     #[error("{reason}")]
-    Deferred { reason: String, retry_after: Option<Duration> },
+    Deferred { reason: OutsideText, retry_after: Option<Duration> },
     /// The receiver will never take this one.
     #[error("rejected: {reason}")]
-    Rejected { reason: String },
+    Rejected { reason: OutsideText },
 }
 
 impl DeliverError {
     /// Returns the failure of a connection that ended without a reason from the receiver.
-    pub fn unavailable(reason: impl Into<String>) -> Self {
+    pub fn unavailable(reason: impl Into<OutsideText>) -> Self {
         // Without a reason the message in flight may be the cause, so the end counts for the quarantine.
         Self::Unavailable { reason: reason.into(), retry_after: None, gave_reason: false }
     }

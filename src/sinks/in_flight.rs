@@ -3,7 +3,7 @@
 use tokio::sync::oneshot;
 use tracing::warn;
 
-use crate::model::SinkName;
+use crate::model::{OutsideText, SinkName};
 use crate::port::DeliverError;
 
 /// The answer to one message: the broker took responsibility, or why not.
@@ -58,11 +58,11 @@ impl Acknowledgement {
 pub async fn reply_refusal(
     sink: &SinkName,
     sent: Result<Acknowledgement, DeliverError>,
-) -> Result<Option<String>, DeliverError> {
+) -> Result<Option<OutsideText>, DeliverError> {
     match async { sent?.wait().await }.await {
         Ok(()) => Ok(None),
         Err(DeliverError::Rejected { reason }) => {
-            warn!(%sink, reason, "reply to a command refused");
+            warn!(%sink, reason = &*reason, "reply to a command refused");
             Ok(Some(reason))
         }
         Err(error) => Err(error),

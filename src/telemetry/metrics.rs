@@ -53,6 +53,7 @@ pub const ALL: &[(&str, Shape, &str)] = &[
     ("dtorrent_results_waiting", Shape::Gauge, "Results of commands that a sink has not acknowledged"),
     ("dtorrent_deliveries_total", Shape::Counter, "Messages that a sink acknowledged or rejected"),
     ("dtorrent_commands_total", Shape::Counter, "Commands answered, by verb and status; refused ones included"),
+    ("dtorrent_http_wrong_tokens_total", Shape::Counter, "Requests over HTTP with a wrong token"),
     ("dtorrent_task_restarts_total", Shape::Counter, "Tasks restarted after a panic"),
 ];
 
@@ -114,6 +115,7 @@ pub fn register_counters<'a>(servers: impl IntoIterator<Item = &'a ServerName>) 
         }
     };
     register_commands("", Verb::is_for_bridge);
+    register("dtorrent_http_wrong_tokens_total", &[]);
     for server in servers.into_iter().map(ServerName::as_str) {
         register_commands(server, |verb| verb != Verb::LogLevel);
         register("dtorrent_commits_full_total", &[server_label(server)]);

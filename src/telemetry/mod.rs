@@ -2,7 +2,7 @@
 //!
 //! Names of torrents and messages of trackers are chosen by others, and a log is read in a terminal. Hence control
 //! characters of a value never reach it, and a value never starts a line of its own. (tracing-subscriber escapes
-//! messages, but not fields.)
+//! messages, but not fields.) Secrets of the config are masked in each line, as a net below the mask of texts from outside.
 
 pub mod metrics;
 
@@ -23,14 +23,23 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry, reload};
 
 use crate::config::{Log, LogFormat};
-use crate::model::{error_chain, known_names, printable};
+use crate::model::{AUDIT, error_chain, known_names, masked_line, printable};
+
+/// Whether the audit trail is part of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audit {
+    /// At every level: commands come from others.
+    Always,
+    /// As other lines of its level: the only commands are those of who reads the log.
+    ByLevel,
+}
 
 /// Installs the log. To be called once.
 ///
 /// # Errors
 /// The process has a log already.
-pub fn start(log: Log) -> anyhow::Result<()> {
-    let (filter, handle) = reload::Layer::new(filter(log.level));
+pub fn start(log: Log, audit: Audit) -> anyhow::Result<()> {
+    let (filter, handle) = reload::Layer::new(filter(log.level, audit));
     let layer = match log.format {
         LogFormat::Pretty => pretty(is_coloured(), io::stderr).boxed(),
         LogFormat::Json => json(io::stderr).boxed(),
@@ -44,7 +53,7 @@ pub fn start(log: Log) -> anyhow::Result<()> {
 /// The handle that changes the level of the running log.
 static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
-/// Changes the level of the log until the next start.
+/// Changes the level of the log until the next start. The audit trail stays.
 ///
 /// # Errors
 /// `level` is none of the levels, or no log was installed; the text is for the user.
@@ -53,14 +62,17 @@ pub fn set_level(level: &str) -> Result<(), String> {
     let known = || known_names(level, Log::LEVELS.iter().map(|(name, _)| *name));
     let (_, level) = found.ok_or_else(|| format!("level: unknown level; {}", known()))?;
     let handle = LEVEL.get().ok_or("no log is installed")?;
-    handle.reload(filter(*level)).map_err(|error| error.to_string())
+    handle.reload(filter(*level, Audit::Always)).map_err(|error| error.to_string())
 }
 
-/// Returns a filter for messages of this program from `level` on, and of libraries from `warn` on.
-fn filter(level: Option<Level>) -> Targets {
+/// Returns a filter for messages of this program from `level` on, of libraries from `warn` on, and for the audit trail at
+/// any level: whoever may set the level does not end it.
+fn filter(level: Option<Level>, audit: Audit) -> Targets {
     let level = level.map_or(LevelFilter::OFF, LevelFilter::from_level);
+    let audit_level = if audit == Audit::Always { level.max(LevelFilter::INFO) } else { level };
     Targets::new()
         .with_target("dtorrent", level)
+        .with_target(AUDIT, audit_level)
         // The sinks log the errors of these libraries; a broker could make rumqttc log a line for each byte it sends.
         .with_target("rumqttc", LevelFilter::OFF)
         .with_target("async_nats", LevelFilter::OFF)
@@ -106,7 +118,7 @@ struct PrintableVisitor<'w> {
 impl PrintableVisitor<'_> {
     fn write(&mut self, field: &Field, text: &str) {
         let separator = if std::mem::take(&mut self.is_first) { "" } else { " " };
-        let text = printable(text.as_bytes());
+        let text = printable(masked_line(text).as_bytes());
         self.result = self.result.and_then(|()| match field.name() {
             "message" => write!(self.writer, "{separator}{text}"),
             name => write!(self.writer, "{separator}{name}={text}"),
@@ -128,7 +140,7 @@ impl Visit for PrintableVisitor<'_> {
     }
 }
 
-/// Replaces the control characters that JSON does not escape: DEL and those above 0x7f.
+/// Replaces secrets, and the control characters that JSON does not escape: DEL and those above 0x7f.
 struct Printable<W>(W);
 
 impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for Printable<W> {
@@ -142,11 +154,12 @@ impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for Printable<W> {
 impl<W: Write> Write for Printable<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(bytes);
+        let text = masked_line(&text);
         let is_bad = |c: char| c.is_control() && c != '\n';
         if text.contains(is_bad) {
             self.0.write_all(text.replace(is_bad, "\u{fffd}").as_bytes())?;
         } else {
-            self.0.write_all(bytes)?;
+            self.0.write_all(text.as_bytes())?;
         }
         Ok(bytes.len())
     }
@@ -182,8 +195,8 @@ mod tests {
 
     fn written(make: impl FnOnce(Lines) -> AnyLayer) -> String {
         let lines = Lines::default();
-        let subscriber =
-            tracing_subscriber::registry().with(make(lines.clone()).with_filter(filter(Some(Level::INFO))));
+        let subscriber = tracing_subscriber::registry()
+            .with(make(lines.clone()).with_filter(filter(Some(Level::INFO), Audit::Always)));
         tracing::subscriber::with_default(subscriber, || {
             let _span = tracing::info_span!("poll", server = EVIL, label = %EVIL).entered();
             let error = io::Error::other(EVIL);

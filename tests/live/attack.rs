@@ -23,7 +23,7 @@ use crate::harness::{Setup, World, can_run};
 /// A setup with every right, and two torrents as targets.
 async fn target() -> (World, [Content; 2]) {
     let setup = Setup {
-        sink: "commands = [\"*\"]".to_owned(),
+        sink: "commands = [\"*\", \"log_level\"]".to_owned(),
         server: "rpc = [\"system.pid\"]".to_owned(),
         ..Setup::default()
     };

@@ -7,6 +7,7 @@
 mod adding;
 mod api;
 mod attack;
+mod audit;
 mod bad_network;
 mod bare_moves;
 mod checks;
@@ -46,6 +47,7 @@ mod retained;
 mod rights;
 mod rpc_methods;
 mod rtorrent_client;
+mod secrets;
 mod terminal;
 mod trackers;
 mod transports;

@@ -366,18 +366,22 @@ async fn an_unreachable_endpoint_is_shown_on_every_page() {
     }
     let mut fixture = Fixture::new(&["home"]).await;
     let port = free_port().unwrap();
-    fixture.http = format!("listen = \"127.0.0.1:{port}\"\n");
+    fixture.http = format!("listen = \"127.0.0.1:{port}\"\ntoken = \"open sesame\"\n");
     fixture.start("");
     fixture.endpoint.wait_for_event("home", "snapshot_done", "").await;
     fixture.endpoint.answer(|_| Answer::Status(503));
     fixture.add("home", &["one"]);
     let is_told = |sink: &Value| {
-        sink["status"] == "offline" && sink["problem"].as_str().is_some_and(|problem| problem.contains("503"))
+        let problem = sink["problem"].as_str().unwrap_or_default();
+        // What the endpoint answers is for who has the token.
+        sink["status"] == "offline" && problem.contains("not connected") && !problem.contains("503")
     };
     get_until(port, "/api/v1/sinks", |sinks| sinks["sinks"][0]["name"] == "hook.home" && is_told(&sinks["sinks"][0]))
         .await;
     let ready = get(port, "/readyz").await;
     assert!(ready.status == 503 && ready.body.contains("hook.home"), "{}", ready.body);
+    let with_token = request(port, "GET", "/readyz", &[("Authorization", "Bearer open sesame")], b"").await;
+    assert!(with_token.body.contains("the endpoint answers 503"), "{}", with_token.body);
     let metrics = get(port, "/metrics").await.body;
     assert!(metrics.contains("dtorrent_sink_connected{sink=\"hook.home\"} 0"), "{metrics}");
     fixture.endpoint.answer_next([]);

@@ -11,7 +11,7 @@ use dtorrent::commands::{
 };
 use dtorrent::live_state::LiveState;
 use dtorrent::log_throttle::retry_while_full;
-use dtorrent::model::{Kind, PollSettings, Seq, ServerName, ServerState, UrlRules};
+use dtorrent::model::{Kind, PollSettings, Seq, ServerName, ServerState, TrackerNames, UrlRules};
 use dtorrent::outbox::retention::Retain;
 use dtorrent::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
 use dtorrent::port::{Clock, CommandLog as _, Store, StoreError, TorrentClient};
@@ -135,6 +135,7 @@ impl Bridge {
                 common: common.clone(),
                 pending_effects,
                 sources: Sources::new(Vec::new(), UrlRules::default()),
+                tracker_names: TrackerNames::new([0; 32]),
             });
             left.spawn(Worker { parts, queue }.run(stop_left.clone()));
             let (server, live, stop) = (server.clone(), live.clone(), stop_left.clone());

@@ -119,7 +119,7 @@ impl Broker {
             }
             if matches!(delivery, Delivery::Event(_)) {
                 self.env.note(|| format!("{} rejects {}", self.name, describe(&delivery)));
-                return Err(DeliverError::Rejected { reason: "rejected by the simulation".to_owned() });
+                return Err(DeliverError::Rejected { reason: "rejected by the simulation".into() });
             }
         }
         self.env.note(|| format!("{} gets {} on {connection}", self.name, describe(&delivery)));

@@ -16,7 +16,7 @@ use crate::config::{Config, Log};
 use crate::manager::{Manager, ManagerError, Server, Watcher};
 use crate::model::{ErrorCode, ServerName, Torrent, error_chain, known_names};
 use crate::port::ClientError;
-use crate::telemetry;
+use crate::telemetry::{self, Audit};
 
 /// Maximum poll interval: a person waits for the effect.
 const INTERVAL_MAX: Duration = Duration::from_millis(250);
@@ -44,7 +44,7 @@ impl Session {
         let wants_log = options.log_level.is_some();
         let config = options.load_or_report()?;
         let level = if wants_log { config.log.level } else { Some(tracing::Level::ERROR) };
-        telemetry::start(Log { level, ..config.log }).map_err(failed)?;
+        telemetry::start(Log { level, ..config.log }, Audit::ByLevel).map_err(failed)?;
         // A worker thread for the tasks of the manager, because a confirmation on stdin blocks the calling thread.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.map_err(|error| failed(anyhow::Error::new(error).context("start the runtime")))?;

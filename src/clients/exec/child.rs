@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteEx
 use tokio::process::{ChildStdin, Command};
 use tracing::{info, warn};
 
-use crate::model::{ServerName, printable};
+use crate::model::{ServerName, printable, reported_text};
 
 use super::answer::{self, Reply};
 
@@ -141,6 +141,7 @@ impl Child {
                 // A program blocks when nobody empties its standard error, and would then never answer.
                 line_of_stderr = errors.next(), if !errors.is_over => if let Ok(Some(line_of_stderr)) = line_of_stderr {
                     let line_of_stderr = printable(&line_of_stderr);
+                    let line_of_stderr = &*reported_text(&line_of_stderr);
                     warn!(%server, line_of_stderr, "client program");
                 },
             }

@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::model::{Action, Add, AddSource, Covers, Details, InfoHash, Listing, Parts, ServerStats};
+use crate::model::{Action, Add, AddSource, Covers, Details, InfoHash, Listing, Parts, ServerStats, reported_text};
 use crate::port::{Applied, Capabilities, ClientError, Scope, TorrentClient};
 
 pub use settings::Settings;
@@ -120,7 +120,7 @@ impl ExecClient {
             Failure::Refused { code: METHOD_NOT_FOUND, .. } | Failure::Unsupported => {
                 ClientError::Unsupported { what: method.to_owned() }
             }
-            Failure::Refused { message, .. } => ClientError::Fault { message },
+            Failure::Refused { message, .. } => ClientError::Fault { message: reported_text(&message).into_owned() },
         }
     }
 

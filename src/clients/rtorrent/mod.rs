@@ -52,7 +52,9 @@ use self::map::TorrentRow;
 use self::probe::Probe;
 use self::settings::Settings;
 use self::transport::{Transport, WireFormat};
-use crate::model::{Action, Content, Details, InfoHash, Interner, Limits, Listing, Parts, Verb, printable};
+use crate::model::{
+    Action, Content, Details, InfoHash, Interner, Limits, Listing, Parts, Verb, printable, reported_text,
+};
 use crate::port::{
     Applied, Capabilities, ClientError, EventHooks, HookRequest, Hooks, Scope, ServerControl, TorrentClient,
 };
@@ -125,8 +127,10 @@ impl RtorrentClient {
     }
 
     fn fault(&self, fault: &Fault) -> ClientError {
-        let text: String = fault.text.chars().take(FAULT_CHARS_MAX).collect();
-        ClientError::Fault { message: printable(text.as_bytes()) }
+        // What a web server in front repeats of the login is masked before the text is cut to its size.
+        let start: String = fault.text.chars().take(16 * FAULT_CHARS_MAX).collect();
+        let message = reported_text(&printable(start.as_bytes())).chars().take(FAULT_CHARS_MAX).collect();
+        ClientError::Fault { message }
     }
 
     fn unreadable(&self, reason: Unreadable) -> ClientError {

@@ -223,9 +223,7 @@ impl Driver {
         };
         match puback {
             PubAck::Accepted => message.resolver.resolve(Ok(())),
-            PubAck::Refused(reason) => {
-                message.resolver.resolve(Err(DeliverError::Rejected { reason: reason.to_owned() }))
-            }
+            PubAck::Refused(reason) => message.resolver.resolve(Err(DeliverError::Rejected { reason: reason.into() })),
             // The broker may take what follows, so the link must not go on: the order would be lost (I5).
             PubAck::Deferred(reason) => {
                 self.in_flight.insert(id, message);
@@ -276,7 +274,7 @@ impl Driver {
         let largest = self.in_flight.iter().max_by_key(|(_, message)| message.packet_bytes).map(|(id, _)| *id);
         if let Some(message) = largest.and_then(|id| self.in_flight.remove(&id)) {
             let reason = format!("{} bytes are more than the broker takes", message.packet_bytes);
-            message.resolver.resolve(Err(DeliverError::Rejected { reason }));
+            message.resolver.resolve(Err(DeliverError::Rejected { reason: reason.into() }));
         }
     }
 

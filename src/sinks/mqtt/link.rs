@@ -35,7 +35,8 @@ impl MqttLink {
     fn publish_reply(&self, reply: Message) -> Result<Acknowledgement, DeliverError> {
         // Checked once more: it was when the command came, but has been in the command log since.
         let checked = self.broker.topics.addresses.check_reply(&reply.route.topic);
-        checked.map_err(|error| DeliverError::Rejected { reason: format!("invalid response topic: {error}") })?;
+        checked
+            .map_err(|error| DeliverError::Rejected { reason: format!("invalid response topic: {error}").into() })?;
         self.publisher.publish(reply)
     }
 }

@@ -96,7 +96,7 @@ impl MqttSink {
             return Ok(());
         }
         let reason = format!("another bridge is online as instance `{instance}`: give one of them another");
-        Err(DeliverError::Unavailable { reason, retry_after: Some(NAMESAKE_RETRY), gave_reason: true })
+        Err(DeliverError::Unavailable { reason: reason.into(), retry_after: Some(NAMESAKE_RETRY), gave_reason: true })
     }
 
     /// Connects with a last will that the broker accepts.

@@ -34,7 +34,7 @@ impl NamesakeSuspicion {
     pub fn connection_ended(&self, lasted: Duration, error: &DeliverError) -> bool {
         let DeliverError::Unavailable { reason, .. } = error else { return false };
         // With MQTT 5 the broker says so, with 3.1.1 it only closes the connection.
-        let was_taken = lasted < SHORT_CONNECTION && (reason == wire::CLOSED || reason == wire::TAKEN_OVER);
+        let was_taken = lasted < SHORT_CONNECTION && [wire::CLOSED, wire::TAKEN_OVER].contains(&&**reason);
         if !was_taken {
             self.clear();
             return false;

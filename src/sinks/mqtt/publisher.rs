@@ -72,7 +72,7 @@ impl Publisher {
     /// # Errors
     /// The broker would not take it, so it is not sent at all.
     pub fn publish(&self, mut message: Message) -> Result<Acknowledgement, DeliverError> {
-        let packet_bytes = self.check(&message).map_err(|reason| DeliverError::Rejected { reason })?;
+        let packet_bytes = self.check(&message).map_err(|reason| DeliverError::Rejected { reason: reason.into() })?;
         // A broker without the ability ends the connection over the flag (MQTT 5 §3.2.2.3.5), and over the QoS (§3.2.2.3.4).
         message.route.is_retained &= self.connack.can_retain;
         if !self.connack.can_acknowledge {

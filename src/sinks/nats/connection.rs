@@ -63,7 +63,7 @@ impl From<ConnectionError> for DeliverError {
     fn from(ConnectionError { reason, retry_after }: ConnectionError) -> Self {
         // A NATS server says what it does not take and never hangs up over a message, as brokers of MQTT 3.1.1 do. So every
         // end counts as explained, and none puts a message into quarantine.
-        Self::Unavailable { reason, retry_after, gave_reason: true }
+        Self::Unavailable { reason: reason.into(), retry_after, gave_reason: true }
     }
 }
 

@@ -199,7 +199,7 @@ impl Driver {
                 if let Some(message) =
                     oldest.map(|(number, _)| *number).and_then(|number| self.in_flight.remove(&number))
                 {
-                    message.resolver.resolve(Err(DeliverError::Rejected { reason }));
+                    message.resolver.resolve(Err(DeliverError::Rejected { reason: reason.into() }));
                 }
                 Ok(())
             }
@@ -228,12 +228,14 @@ impl Driver {
                 return Err(error);
             }
             PublishReply::Stored { .. } => resolver.resolve(Ok(())),
-            PublishReply::Refused(reason) => resolver.resolve(Err(DeliverError::Rejected { reason })),
+            PublishReply::Refused(reason) => {
+                resolver.resolve(Err(DeliverError::Rejected { reason: reason.into() }));
+            }
             PublishReply::Deferred(reason) => {
                 let reason = format!("{subject} is not taken: {reason}");
                 let end = ConnectionError { reason: reason.clone(), retry_after: Some(DEFERRED_RETRY) };
                 resolver.resolve(Err(match is_stored_event {
-                    true => DeliverError::Deferred { reason, retry_after: Some(DEFERRED_RETRY) },
+                    true => DeliverError::Deferred { reason: reason.into(), retry_after: Some(DEFERRED_RETRY) },
                     false => end.clone().into(),
                 }));
                 self.end_soon(end);

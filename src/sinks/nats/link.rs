@@ -47,7 +47,7 @@ impl NatsLink {
         let bytes = message.payload_bytes();
         if bytes > self.payload_bytes_max {
             let reason = format!("{bytes} bytes are more than the {} that the server takes", self.payload_bytes_max);
-            return Err(DeliverError::Rejected { reason });
+            return Err(DeliverError::Rejected { reason: reason.into() });
         }
         Ok(())
     }
@@ -61,7 +61,7 @@ impl NatsLink {
     fn publish_reply(&self, reply: Message) -> Result<Acknowledgement, DeliverError> {
         // Checked once more: it was when the command came, but has been in the command log since.
         let checked = self.system.subjects.addresses.check_reply(&reply.subject);
-        checked.map_err(|error| DeliverError::Rejected { reason: format!("invalid reply subject: {error}") })?;
+        checked.map_err(|error| DeliverError::Rejected { reason: format!("invalid reply subject: {error}").into() })?;
         self.publish(reply)
     }
 }
@@ -105,7 +105,7 @@ impl Link for NatsLink {
             }
             result?;
             if let Some((replied, outcome)) = replied {
-                let refusal = reply_refusal(&system.settings.name, replied).await?;
+                let refusal = reply_refusal(&system.settings.name, replied).await?.map(|reason| reason.to_string());
                 system.stats.count_reply(RequestOutcome { error: refusal.or(outcome.error), ..outcome });
             }
             Ok(())

@@ -70,7 +70,7 @@ impl Link for WebhookLink {
             Ok(event) => event,
             Err(error) => {
                 let reason = format!("the event cannot be read back: {error}");
-                return async { Err(DeliverError::Rejected { reason }) }.boxed();
+                return async { Err(DeliverError::Rejected { reason: reason.into() }) }.boxed();
             }
         };
         let (resolver, acknowledgement) = in_flight();

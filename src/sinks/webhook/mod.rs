@@ -31,7 +31,7 @@ use tracing::{debug, warn};
 
 use self::body::Body;
 use self::response::{AttemptOutcome, classify};
-use crate::model::{Event, JournalEntry, SinkName, error_chain};
+use crate::model::{Event, JournalEntry, OutsideText, SinkName, error_chain};
 use crate::port::{Clock, Connected, DeliverError, Delivery, Sink};
 use crate::tls;
 
@@ -61,7 +61,7 @@ pub struct Endpoint {
     authorization: Option<HeaderValue>,
     clock: Arc<dyn Clock>,
     /// The reason of a 410: nothing is posted any more until the next start.
-    gone: OnceLock<String>,
+    gone: OnceLock<OutsideText>,
     /// One lock per sink: a sink and a replay of its dead letters post one request at a time between them.
     request_locks: Mutex<BTreeMap<SinkName, Arc<AsyncMutex<()>>>>,
 }
@@ -106,7 +106,7 @@ impl Endpoint {
     /// # Errors
     /// The errors of the attempt; an event that cannot be decoded is rejected.
     pub async fn deliver(&self, sink: &SinkName, entry: &JournalEntry) -> Result<(), DeliverError> {
-        let event = entry.event().map_err(|error| DeliverError::Rejected { reason: error.to_string() })?;
+        let event = entry.event().map_err(|error| DeliverError::Rejected { reason: error.to_string().into() })?;
         match self.attempt(sink, &PendingEvent::new(event, &entry.body)).await {
             AttemptOutcome::Accepted => Ok(()),
             AttemptOutcome::Retry { reason, retry_after } => {
@@ -129,7 +129,7 @@ impl Endpoint {
         let _request = lock.lock().await;
         let Body { content_type, bytes } = match self.settings.format.render(event, json) {
             Ok(body) => body,
-            Err(reason) => return AttemptOutcome::Undeliverable { reason },
+            Err(reason) => return AttemptOutcome::Undeliverable { reason: reason.into() },
         };
         let id = event.id.to_string();
         // Standard Webhooks has receivers refuse old signatures, so this is the time of the attempt, not of the event.
@@ -149,7 +149,7 @@ impl Endpoint {
         }
         let response = match request.body(bytes).send().await {
             Ok(response) => response,
-            Err(error) => return AttemptOutcome::Retry { reason: self.describe(error), retry_after: None },
+            Err(error) => return AttemptOutcome::Retry { reason: self.describe(error).into(), retry_after: None },
         };
         let status = response.status().as_u16();
         let retry_after = response.headers().get(RETRY_AFTER).map(|value| value.as_bytes().to_owned());
@@ -250,7 +250,7 @@ impl EventSender {
 
     async fn attempt(&self, event: PendingEvent) -> Result<(), DeliverError> {
         let outcome = match self.endpoint.gone.get() {
-            Some(reason) => AttemptOutcome::Undeliverable { reason: format!("switched off: {reason}") },
+            Some(reason) => AttemptOutcome::Undeliverable { reason: format!("switched off: {reason}").into() },
             None => self.endpoint.attempt(&self.name, &event).await,
         };
         self.conclude(event, outcome)
@@ -288,17 +288,17 @@ impl EventSender {
         let age = Duration::from_millis(self.endpoint.clock.now().millis_since(event.event.time));
         if retry::is_expired(age, failing_for, *keep_trying) {
             let reason = format!("not accepted within {}: {reason}", humantime::format_duration(*keep_trying));
-            return Err(DeliverError::Rejected { reason });
+            return Err(DeliverError::Rejected { reason: reason.into() });
         }
         state.pending = Some(event);
         let retry_after = Some(retry::delay(state.failures, rand::random(), retry_after));
         Err(DeliverError::Unavailable { reason, retry_after, gave_reason: true })
     }
 
-    fn switch_off(&self, reason: &str) {
-        if self.endpoint.gone.set(reason.to_owned()).is_ok() {
+    fn switch_off(&self, reason: &OutsideText) {
+        if self.endpoint.gone.set(reason.clone()).is_ok() {
             let webhook = &self.endpoint.settings.name;
-            warn!(%webhook, reason, "endpoint is gone, switched off until the next start");
+            warn!(%webhook, reason = &**reason, "endpoint is gone, switched off until the next start");
         }
     }
 
@@ -335,8 +335,9 @@ impl Sink for WebhookSink {
 
     fn notes(&self) -> Vec<String> {
         let gone = self.sender.endpoint.gone.get();
-        let note =
-            |reason: &String| format!("switched off until the next start, its events become dead letters: {reason}");
+        let note = |reason: &OutsideText| {
+            format!("switched off until the next start, its events become dead letters: {reason}")
+        };
         gone.map(note).into_iter().collect()
     }
 }

@@ -9,7 +9,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::model::{Timestamp, printable};
+use crate::model::{OutsideText, Timestamp, outside_text};
 
 /// Maximum wait that is granted to a `Retry-After`, however much more an endpoint asks for.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(6 * 60 * 60);
@@ -24,35 +24,35 @@ pub enum AttemptOutcome {
     /// To be sent again.
     Retry {
         /// Status and beginning of the response, or the failure of the request.
-        reason: String,
+        reason: OutsideText,
         /// The wait that the endpoint asked for.
         retry_after: Option<Duration>,
     },
     /// The endpoint refuses this body. Not final at once: some endpoints answer so while they are set up.
     BodyRefused {
         /// Status and beginning of the response.
-        reason: String,
+        reason: OutsideText,
     },
     /// No further attempt can succeed.
     Undeliverable {
         /// The fault of the template, or why the endpoint is switched off.
-        reason: String,
+        reason: OutsideText,
     },
     /// The endpoint takes no events any more.
     Gone {
         /// Status and beginning of the response.
-        reason: String,
+        reason: OutsideText,
     },
 }
 
 /// Classifies a response; `body_start`: the beginning of its body.
 pub fn classify(status: u16, retry_after: Option<&[u8]>, body_start: &[u8], now: Timestamp) -> AttemptOutcome {
-    let reason = format!("the endpoint answers {status}{}", quote(body_start));
+    let reason = OutsideText::from(format!("the endpoint answers {status}{}", quote(body_start)));
     match status {
         200..=299 => AttemptOutcome::Accepted,
         300..=399 => {
             let reason = format!("the endpoint answers {status}: redirects are not followed, so write where it is now");
-            AttemptOutcome::Retry { reason, retry_after: None }
+            AttemptOutcome::Retry { reason: reason.into(), retry_after: None }
         }
         // Standard Webhooks asks senders to disable an endpoint that answers so.
         410 => AttemptOutcome::Gone { reason },
@@ -79,10 +79,11 @@ pub fn parse_retry_after(value: &[u8], now: Timestamp) -> Option<Duration> {
     Some(Duration::from_millis(at.millis_since(now)).min(RETRY_AFTER_MAX))
 }
 
-/// Returns the first line of a response body, printable and with a leading `: `; empty for an empty body.
+/// Returns the first line of a response body, without secrets and with a leading `: `; empty for an empty body.
 fn quote(body: &[u8]) -> String {
     let line = body.split(|byte| matches!(byte, b'\n' | b'\r')).find(|line| !line.trim_ascii().is_empty());
-    let line = printable(line.unwrap_or_default().trim_ascii());
+    // Before it is cut, because the beginning of a secret is not recognized.
+    let line = outside_text(&String::from_utf8_lossy(line.unwrap_or_default().trim_ascii()));
     let short: String = line.chars().take(QUOTE_CHARS_MAX).collect();
     if short.is_empty() { short } else { format!(": {short}") }
 }
@@ -166,7 +167,7 @@ mod tests {
         #[test]
         fn a_quoted_response_is_one_short_line(status in any::<u16>(), words in prop::collection::vec(any::<u8>(), 0..5000)) {
             let reason = match classify(status, None, &words, Timestamp::from_millis(0)) {
-                AttemptOutcome::Accepted => String::new(),
+                AttemptOutcome::Accepted => OutsideText::default(),
                 AttemptOutcome::Retry { reason, .. } | AttemptOutcome::BodyRefused { reason } | AttemptOutcome::Undeliverable { reason } | AttemptOutcome::Gone { reason } => reason,
             };
             prop_assert!(reason.chars().count() < QUOTE_CHARS_MAX + 100 && !reason.chars().any(char::is_control));

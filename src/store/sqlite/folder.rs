@@ -109,6 +109,22 @@ impl Folder {
         self.lock.try_clone().map(AliveMark)
     }
 
+    /// Returns the secret key of the directory, which is made at its first use and stays.
+    pub fn key(&self) -> io::Result<[u8; 32]> {
+        let file = open_private(&self.path.join("dtorrent.key"))?;
+        let mut key = [0; 32];
+        match file.read_exact_at(&mut key, 0) {
+            // New, or torn when it was.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                key = rand::random();
+                file.write_all_at(&key, 0)?;
+                file.sync_all()?;
+            }
+            read => read?,
+        }
+        Ok(key)
+    }
+
     /// Returns the path of the database.
     pub fn database(&self) -> PathBuf {
         Self::database_in(&self.path)
@@ -228,7 +244,7 @@ impl Folder {
 
 /// Opens a file for writing, created for this user alone whatever the umask.
 fn open_private(path: &Path) -> io::Result<File> {
-    let file = File::options().create(true).truncate(false).write(true).mode(FILE_MODE).open(path)?;
+    let file = File::options().create(true).truncate(false).read(true).write(true).mode(FILE_MODE).open(path)?;
     restrict(&file, FILE_MODE)?;
     Ok(file)
 }

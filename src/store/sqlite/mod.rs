@@ -40,6 +40,7 @@ pub struct SqliteStore {
     writer: Writer,
     alive: AliveMark,
     clock: Arc<dyn Clock>,
+    key: [u8; 32],
 }
 
 impl SqliteStore {
@@ -60,9 +61,10 @@ impl SqliteStore {
         let (connection, meta, recovery) = schema::open(&folder, clock.now())?;
         // Before the folder moves to the thread, which owns the lock from then on.
         let alive = folder.alive_mark().map_err(|error| StoreError::Io(error.into()))?;
+        let key = folder.key().map_err(|error| StoreError::Io(error.into()))?;
         let db = Db::new(connection, meta, options, Arc::clone(&clock), folder)?;
         let writer = Writer::start(db).map_err(|error| StoreError::Io(error.into()))?;
-        let store = Self { writer, alive, clock };
+        let store = Self { writer, alive, clock, key };
         store.note_alive();
         Ok((store, recovery))
     }
@@ -80,6 +82,11 @@ impl SqliteStore {
     pub async fn dead_letters(&self, sink: &SinkName) -> Result<Vec<DeadLetter>, StoreError> {
         let sink = sink.clone();
         self.writer.ask(Mode::Read, move |db| sink_store::dead_letters(db, &sink)).await
+    }
+
+    /// Returns the secret key of the directory: for hashes that nobody else is to compute.
+    pub fn key(&self) -> [u8; 32] {
+        self.key
     }
 
     /// Returns whether a process, a bridge or a command of one, has this directory open. Blocks.

@@ -56,6 +56,8 @@ pub enum Answer {
     Huge(u16),
     /// A response that is not HTTP.
     Garbage,
+    /// This status, and a body of one line that repeats the path and the values of all headers.
+    Echo(u16),
 }
 
 impl Answer {
@@ -179,13 +181,17 @@ async fn converse(mut stream: TcpStream, shared: Arc<Mutex<Shared>>) {
             shared.requests.push(request.clone());
             shared.at_once += 1;
             shared.most_at_once = shared.most_at_once.max(shared.at_once);
-            request.answer
+            request.answer.clone()
         };
         if answer == Answer::Late {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         shared.lock().unwrap().at_once -= 1;
-        if say(&mut stream, &answer).await.is_err() {
+        let said = match &answer {
+            Answer::Echo(status) => echo(&mut stream, *status, &request).await,
+            answer => say(&mut stream, answer).await,
+        };
+        if said.is_err() {
             return;
         }
     }
@@ -259,7 +265,16 @@ async fn say(stream: &mut TcpStream, answer: &Answer) -> std::io::Result<()> {
             stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").await?;
             over()
         }
+        Answer::Echo(_) => unreachable!("needs the request"),
     }
+}
+
+/// Answers with what was asked, on one line: the path and the values of the headers.
+async fn echo(stream: &mut TcpStream, status: u16, request: &Request) -> std::io::Result<()> {
+    let headers: Vec<&str> = request.headers.values().map(String::as_str).collect();
+    let body = format!("no route {} for {}", request.path, headers.join(" "));
+    let text = format!("HTTP/1.1 {status} So\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(text.as_bytes()).await
 }
 
 async fn drip(stream: &mut TcpStream, bytes: &[u8]) -> std::io::Result<()> {

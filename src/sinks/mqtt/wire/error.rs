@@ -5,7 +5,7 @@ use std::time::Duration;
 use rumqttc::v5::{self, mqttbytes::v5 as packet5};
 use rumqttc::{self as v4};
 
-use crate::model::error_chain;
+use crate::model::{OutsideText, error_chain};
 use crate::port::DeliverError;
 
 /// Delay after a quota of the broker was used up.
@@ -80,12 +80,13 @@ impl ConnectionError {
 
 impl From<ConnectionError> for DeliverError {
     fn from(ConnectionError { kind, reason }: ConnectionError) -> Self {
+        let reason = OutsideText::from(reason);
         match kind {
             // The broker's quota needs time; a link that comes back at once would be refused again.
             ErrorKind::Deferred => Self::Deferred { reason, retry_after: Some(QUOTA_RETRY) },
             ErrorKind::Quota => Self::Unavailable { reason, retry_after: Some(QUOTA_RETRY), gave_reason: true },
             // Without a reason from the broker: it may have hung up over a message, so the quarantine counts it.
-            _ => Self::unavailable(reason),
+            _ => Self::Unavailable { reason, retry_after: None, gave_reason: false },
         }
     }
 }
