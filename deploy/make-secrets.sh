@@ -2,30 +2,51 @@
 # Creates the passwords of the compose stack in ./secrets, and mosquitto's password file with their hashes.
 # Existing files stay. Needs mosquitto_passwd (Debian: package mosquitto) or docker.
 set -euo pipefail
+# Nobody else may read what is made here, at no moment. Passwords are in files only: arguments are visible to every user.
+umask 077
 cd "$(dirname "$0")"
 
-mkdir -p secrets
-passwords=secrets/mosquitto_passwords
+# The group of the stack's containers (deploy/Dockerfile, `group_add` in compose.yaml).
+group=8787
+mosquitto_image=eclipse-mosquitto:2
 
-hash_into() { # user password
-    if command -v mosquitto_passwd >/dev/null; then
-        mosquitto_passwd -b "$passwords" "$1" "$2"
-    else
-        docker run --rm -v "$PWD/secrets:/secrets" eclipse-mosquitto:2 \
-            mosquitto_passwd -b "/$passwords" "$1" "$2"
-    fi
-}
+mkdir -p secrets
+chmod 0700 secrets
+passwords=secrets/mosquitto_passwords
+new=$(mktemp secrets/.new.XXXXXX)
+trap 'rm -f "$new"' EXIT
 
 touch "$passwords"
 for user in bridge reader commander homeassistant; do
     file="secrets/${user}_password"
     if [ ! -s "$file" ]; then
         head -c 24 /dev/urandom | base64 | tr '+/' '-_' >"$file"
-        hash_into "$user" "$(cat "$file")"
         echo "made $file"
     fi
+    if ! grep -q "^$user:" "$passwords"; then
+        { printf '%s:' "$user"; cat "$file"; } >>"$new"
+    fi
 done
-# Compose passes these files with their permissions, and each container runs as another user: the files are
-# readable by all, and the directory keeps everybody else out.
-chmod 0711 secrets
-chmod 0644 secrets/*
+
+# Replaces the passwords in the file by their hashes.
+if [ -s "$new" ]; then
+    if command -v mosquitto_passwd >/dev/null; then
+        mosquitto_passwd -U "$new"
+    else
+        docker run --rm --user "$(id -u):$(id -g)" -v "$PWD/secrets:/secrets" "$mosquitto_image" \
+            mosquitto_passwd -U "/$new"
+    fi
+    cat "$new" >>"$passwords"
+fi
+
+# Compose passes these files on with their owner and permissions, and the containers run as other users: their group
+# may read. The directory keeps everybody else out.
+chmod 0600 secrets/*
+if ! chgrp "$group" secrets/* 2>/dev/null && command -v docker >/dev/null; then
+    docker run --rm --user 0:0 -v "$PWD/secrets:/secrets" "$mosquitto_image" sh -c "chgrp $group /secrets/*"
+fi
+if [ "$(stat -c %g "$passwords")" = "$group" ]; then
+    chmod 0640 secrets/*
+else
+    echo "the containers cannot read these files yet: sudo chgrp $group secrets/* && chmod 0640 secrets/*" >&2
+fi

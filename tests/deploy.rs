@@ -7,6 +7,7 @@ mod config_keys;
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -48,22 +49,26 @@ impl Drop for Broker {
 }
 
 impl Broker {
-    /// Starts mosquitto with the config of the compose stack, with other paths and another port.
+    /// Starts mosquitto with the config of the compose stack, with other paths and another port. Each user's password is its
+    /// name.
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let passwords = folder.path().join("passwords");
+        fs::write(&passwords, ["bridge", "reader", "commander"].map(|user| format!("{user}:{user}\n")).concat())
+            .unwrap();
+        assert!(program("mosquitto_passwd").arg("-U").arg(&passwords).status().unwrap().success());
+        Self::start_with(&passwords, folder)
+    }
+
+    fn start_with(passwords: &Path, folder: tempfile::TempDir) -> Self {
         let at = |name: &str| folder.path().join(name).display().to_string();
-        for user in ["bridge", "reader", "commander"] {
-            let create: &[&str] = if user == "bridge" { &["-c"] } else { &[] };
-            let made = program("mosquitto_passwd").args(create).args(["-b", &at("passwords"), user, user]).status();
-            assert!(made.unwrap().success());
-        }
         fs::create_dir(folder.path().join("data")).unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = fs::read_to_string(format!("{DEPLOY}/mosquitto/mosquitto.conf")).unwrap();
         let mut adapted = config.clone();
         for (from, to) in [
             ("listener 1883", format!("listener {port} 127.0.0.1\nuser root")),
-            ("/run/secrets/mosquitto_passwords", at("passwords")),
+            ("/run/secrets/mosquitto_passwords", passwords.display().to_string()),
             ("/mosquitto/config/acl", format!("{DEPLOY}/mosquitto/acl")),
             ("/mosquitto/data/", at("data/")),
         ] {
@@ -85,8 +90,12 @@ impl Broker {
     }
 
     fn client(&self, name: &str, user: &str, more: &[&str]) -> Output {
+        self.client_as(name, user, user, more)
+    }
+
+    fn client_as(&self, name: &str, user: &str, password: &str, more: &[&str]) -> Output {
         let port = self.port.to_string();
-        program(name).args(["-h", "127.0.0.1", "-p", &port, "-u", user, "-P", user]).args(more).output().unwrap()
+        program(name).args(["-h", "127.0.0.1", "-p", &port, "-u", user, "-P", password]).args(more).output().unwrap()
     }
 
     /// Publishes a retained message and returns whether a reader receives it.
@@ -151,6 +160,65 @@ fn a_retained_state_of_a_thousand_torrents_and_more_reaches_a_new_reader() {
     let found =
         broker.client("mosquitto_sub", "reader", &["-q", "1", "-t", "dtorrent/#", "-C", &all, "-W", "20", "-F", "%t"]);
     assert_eq!(String::from_utf8(found.stdout).unwrap().lines().count(), count as usize);
+}
+
+#[test]
+fn passwords_are_made_unreadable_for_others_and_never_passed_as_arguments() {
+    if !are_installed(&BROKER) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::copy(format!("{DEPLOY}/make-secrets.sh"), at("make-secrets.sh")).unwrap();
+    // In the place of the real one: notes its arguments, and what others may read at that moment.
+    let real = program("sh").args(["-c", "command -v mosquitto_passwd"]).output().unwrap().stdout;
+    let noting = format!(
+        "#!/bin/sh\necho \"$@\" >>{0}/arguments\nfind {0}/secrets -perm /o+rwx >>{0}/readable\nexec {1} \"$@\"\n",
+        folder.path().display(),
+        String::from_utf8(real).unwrap().trim()
+    );
+    fs::create_dir(at("bin")).unwrap();
+    fs::write(at("bin/mosquitto_passwd"), noting).unwrap();
+    fs::set_permissions(at("bin/mosquitto_passwd"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", at("bin").display(), std::env::var("PATH").unwrap());
+    let run = || {
+        let made = program("bash").arg(at("make-secrets.sh")).env("PATH", &path).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+    };
+    run();
+    let files = || fs::read_dir(at("secrets")).unwrap().map(|entry| entry.unwrap().path());
+    let password = |user: &str| fs::read_to_string(at(&format!("secrets/{user}_password"))).unwrap().trim().to_owned();
+    let arguments = fs::read_to_string(at("arguments")).unwrap();
+    for user in ["bridge", "reader", "commander", "homeassistant"] {
+        assert!(password(user).len() >= 24 && !arguments.contains(&password(user)), "{user}: {arguments}");
+    }
+    assert_eq!(fs::read_to_string(at("readable")).unwrap(), "", "while they are made");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&at("secrets")), 0o700);
+    assert_eq!(files().count(), 5, "nothing else is left there");
+    assert!(files().all(|file| [0o600, 0o640].contains(&mode(&file))), "the group is that of the containers");
+
+    // A second run changes nothing, but for permissions that an earlier version gave.
+    let before = fs::read(at("secrets/mosquitto_passwords")).unwrap();
+    files().for_each(|file| fs::set_permissions(file, fs::Permissions::from_mode(0o644)).unwrap());
+    run();
+    assert_eq!(fs::read(at("secrets/mosquitto_passwords")).unwrap(), before);
+    assert!(files().all(|file| mode(&file) & 0o007 == 0));
+
+    let broker = Broker::start_with(&at("secrets/mosquitto_passwords"), tempfile::tempdir().unwrap());
+    let login = |password: &str| {
+        broker.client_as("mosquitto_sub", "reader", password, &["-t", "dtorrent/#", "-E", "-W", "5"]).status.success()
+    };
+    assert!(login(&password("reader")) && !login(&password("bridge")));
+}
+
+#[test]
+fn no_program_of_the_stack_gets_a_password_as_an_argument() {
+    let text = fs::read_to_string(Path::new(DEPLOY).join("compose.yaml")).unwrap();
+    let as_argument = text.lines().filter(|line| !line.trim_start().starts_with('#') && line.contains("$$(cat"));
+    // A variable of the shell's own is no argument.
+    let wrong: Vec<&str> = as_argument.filter(|line| !line.trim_start().starts_with("NATS_")).collect();
+    assert_eq!(wrong, [""; 0]);
 }
 
 #[test]
