@@ -105,7 +105,6 @@ fn values_of_a_wrong_type_are_invalid_by_the_schema() {
         "log = []".to_owned(),
         "log.level = \"loud\"".to_owned(),
         "http.listen = \"somewhere\"".to_owned(),
-        "http.hooks_listen = \"off\"".to_owned(),
         "data_dir = 5".to_owned(),
         "[servers.Home]\nurl = \"unix:///x\"".to_owned(),
         "[servers.bridge]\nurl = \"unix:///x\"".to_owned(),
@@ -115,7 +114,7 @@ fn values_of_a_wrong_type_are_invalid_by_the_schema() {
         broken_server("timeout = 5"),
         broken_server("interval = \"soon\""),
         broken_server("hooks = \"no\""),
-        broken_server("hooks_address = \"bridge\""),
+        broken_server("hooks_dir = \"bridge\""),
         broken_server("roots = \"/x\""),
         broken_server("roots = [\"downloads\"]"),
         broken_server("extra = 1"),
@@ -239,7 +238,7 @@ colour = "red"
 level = "loud"
 [http]
 listen = "somewhere"
-hooks_listen = "off"
+# No address for hooks: they need none.
 [servers.Home]
 url = "unix:///x"
 [servers.a]
@@ -248,7 +247,7 @@ pasword = "sesame"
 interval = "100ms"
 timeout = 5
 hooks = true
-hooks_address = "bridge"
+hooks_dir = "bridge"
 roots = ["downloads", "/a/../b"]
 extra = { x = "execute=" }
 [servers.b]
@@ -293,13 +292,12 @@ x.toml:1: instance: `Main` is not an instance name; use a-z, 0-9, _ and -, at mo
 x.toml:2: colour: is an unknown key; known here: add_urls, brokers, data_dir, http, instance, log, servers, webhooks
 x.toml:4: log.level: `loud` is an unknown value; write "error" or "warn" or "info" or "debug" or "trace" or "off"
 x.toml:6: http.listen: `somewhere` is not an address to listen on; write an IP address and a port, "127.0.0.1:8787", or "off"
-x.toml:7: http.hooks_listen: `off` is not an address to listen on; write an IP address and a port, "127.0.0.1:0" (0: any free one); each server turns its hooks on or off
 x.toml:8: servers.Home: `Home` is not a valid name; use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved
 x.toml:11: servers.a.url: unknown scheme `ftp`; write `unix:///path/to/rpc.sock`, `scgi://host:5000` or `http://host/RPC2`
-x.toml:12: servers.a.pasword: is an unknown key; did you mean `password`? known here: ca_file, client, extra, hooks, hooks_address, interval, password, password_file, roots, rpc, sweep, timeout, url, username
+x.toml:12: servers.a.pasword: is an unknown key; did you mean `password`? known here: ca_file, client, extra, hooks, hooks_dir, interval, password, password_file, roots, rpc, sweep, timeout, url, username
 x.toml:13: servers.a.interval: `100ms` is too short; write 250ms to 1h with a unit, as in "1s" or "500ms"
 x.toml:14: servers.a.timeout: is a number without a unit; write it with a unit, in quotes: timeout = "5s"
-x.toml:16: servers.a.hooks_address: `bridge` is not an address with a port; write `host:8788`, `10.0.0.5:8788` or `[fd00::5]:8788`
+x.toml:16: servers.a.hooks_dir: `bridge` is not an absolute path; write directories that begin with `/`, without `..`
 x.toml:17: servers.a.roots: `downloads` is not an absolute path; write directories that begin with `/`, without `..`
 x.toml:17: servers.a.roots: `/a/../b` is not an absolute path; write directories that begin with `/`, without `..`
 x.toml:18: servers.a.extra: `execute=`: `execute` is not among the values that can be read (like `d.throttle_name=`, `d.ratio=`, `d.custom2=` or `d.custom=my-tag`); commands and expensive ones are left out on purpose
@@ -398,27 +396,27 @@ fn a_duration_or_rate_without_a_unit_is_answered_with_one() {
 }
 
 #[test]
-fn hooks_need_an_http_address_that_the_client_can_reach() {
-    let lines = "[servers.x]\nurl = 'unix:///x'\nhooks = true\n";
-    for (http, address, expected) in [
-        ("", "", ""),
-        ("hooks_listen = '127.0.0.1:8788'", "", ""),
-        ("hooks_listen = 'localhost:8788'", "hooks_address = 'bridge:8788'", ""),
-        ("hooks_listen = '0.0.0.0:8788'", "hooks_address = 'bridge:8788'", ""),
-        ("hooks_listen = '0.0.0.0:8788'", "", "servers.x.hooks_address: is missing"),
-        ("hooks_listen = '[::]:8788'", "", "servers.x.hooks_address: is missing"),
-        ("", "hooks_address = 'bridge:8788'", "servers.x.hooks_address: needs a fixed port"),
-        ("", "hooks_address = 'bridge/x:1'", "servers.x.hooks_address: `bridge/x:1` is not an address with a port"),
+fn a_program_may_get_variables_by_name_but_none_of_the_bridges_settings() {
+    let parse = |names: &str| parse(&format!("[servers.x]\nclient = 'exec'\ncommand = ['p']\nenvironment = [{names}]"));
+    assert!(parse("'API_KEY', 'HTTP_PROXY'").is_ok());
+    for (names, expected) in [
+        ("'API_KEY=x'", "servers.x.environment: `API_KEY=x` is no name of a variable"),
+        ("''", "is no name of a variable"),
+        ("'DTORRENT_HTTP__TOKEN'", "`DTORRENT_HTTP__TOKEN` is a setting of the bridge"),
     ] {
-        let toml = format!("[http]\n{http}\n{lines}{address}");
-        match parse(&toml) {
-            Ok(config) => {
-                assert_eq!(expected, "", "{toml}");
-                assert!(server(&config).hooks.is_some());
-            }
-            Err(errors) => assert!(!expected.is_empty() && errors.to_string().contains(expected), "{toml}\n{errors}"),
-        }
+        let errors = parse(names).unwrap_err().to_string();
+        assert!(errors.contains(expected), "{names}: {errors}");
     }
+}
+
+#[test]
+fn hooks_have_a_folder_that_is_absolute() {
+    for (dir, expected) in [("", None), ("hooks_dir = '/run/dtorrent'", Some("/run/dtorrent"))] {
+        let config = parse(&format!("[servers.x]\nurl = 'unix:///x'\nhooks = true\n{dir}")).unwrap();
+        assert_eq!(server(&config).hooks.as_ref().unwrap().dir.as_deref(), expected.map(Path::new));
+    }
+    let errors = parse("[servers.x]\nurl = 'unix:///x'\nhooks_dir = 'run'").unwrap_err().to_string();
+    assert!(errors.contains("servers.x.hooks_dir: `run` is not an absolute path"), "{errors}");
 }
 
 #[test]
@@ -706,11 +704,6 @@ fn likely_mistakes_are_warnings() {
         ("[servers.x]\nurl = 'scgi://127.0.0.1:5000'", ""),
         ("[servers.x]\nurl = 'scgi://127.0.0.1:5000'\nhooks = true", ""),
         ("[servers.x]\nurl = 'https://h/RPC2'\nhooks = true", "servers.x.hooks: rTorrent runs on another machine"),
-        (
-            "[http]\nhooks_listen = '10.0.0.2:8788'\n[servers.x]\nurl = 'https://h/RPC2'\nhooks = true\n\
-             hooks_address = 'bridge:8788'",
-            "",
-        ),
         ("[servers.x]\nurl = 'http://h/RPC2'\nusername = 'u'\npassword = 'sesame'", "unencrypted"),
         ("[servers.x]\nurl = 'unix:///x'\nusername = 'u'\npassword = 'sesame'", "is not used"),
         ("http.listen = '0.0.0.0:80'\n[servers.x]\nurl = 'unix:///x'", "open to the network"),

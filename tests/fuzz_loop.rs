@@ -126,9 +126,8 @@ const TARGETS: &[Target] = &[
     Target {
         name: "hook_signal",
         seeds: &[
-            b"/a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5/home/finished/ABCDEF0123456789ABCDEF0123456789ABCDEF01",
-            b"/home/finished/ABCDEF0123456789ABCDEF0123456789ABCDEF01",
-            b"127.0.0.1:8788",
+            b"ABCDEF0123456789ABCDEF0123456789ABCDEF01\n\nabcdef0123456789ABCDEF0123456789ABCDEF01\n",
+            b"/var/lib/dtorrent/hooks/main.home",
         ],
         run: targets::hook_signal,
     },

@@ -95,6 +95,10 @@ impl Process {
             }
             Err(_) => Command::new(program), // not Linux: killed on drop only
         };
+        // Settings of the bridge, secrets among them, are for the bridge.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("DTORRENT_")) {
+            command.env_remove(name);
+        }
         command.args(arguments).envs(environment.iter().copied()).stdin(Stdio::null());
         command.stdout(output.try_clone().context("share the log")?).stderr(output);
         command.process_group(0); // Ctrl-C at the terminal is for the owner, which ends its programs in order

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use futures_util::FutureExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
@@ -13,7 +14,7 @@ use tracing::{Instrument as _, info_span};
 use super::adapters::{build_broker, build_client, build_endpoint, webhook_sinks};
 use super::api::Api;
 use super::dead_letters::Replayer;
-use super::hooks::HookListener;
+use super::hooks::{self, HookedClient};
 use super::report::BridgeReporter;
 use crate::commands::{
     Admission, BridgeWorker, Caller, CommandReceiver, Common, Queue, QueuedCommand, Sources, answer_for_removed_servers,
@@ -22,7 +23,7 @@ use crate::config::{Broker, BrokerKind, Config};
 use crate::http;
 use crate::live_state::LiveState;
 use crate::log_throttle::retry_while_full;
-use crate::model::{HookSignal, Kind, ServerName, SinkName, Timestamp, TrackerNames, Verb};
+use crate::model::{Kind, ServerName, SinkName, Timestamp, TrackerNames, Verb};
 use crate::outbox::retention::Retain;
 use crate::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
 use crate::port::{Clock, Sink, Store};
@@ -130,35 +131,19 @@ impl Bridge {
         }
     }
 
-    /// Spawns the installer of hooks for each hooked client, and serves the port for their signals.
-    pub(super) fn serve_hooks(
-        &self,
-        group: &mut Group,
-        listener: HookListener,
-        stop: CancellationToken,
-    ) -> impl Future<Output = std::io::Result<()>> + use<> {
-        let HookListener { listener, secret, hooks } = listener;
-        for (server, hook) in hooks {
+    /// Spawns the installer of hooks and the reader of their signals for each hooked client.
+    pub(super) fn spawn_hooks(&self, group: &mut Group, hooked: BTreeMap<ServerName, HookedClient>) {
+        for (server, HookedClient { hook, file }) in hooked {
             let Some(parts) = self.servers.get(&server) else { continue };
-            let client = Arc::clone(&parts.worker.client);
-            let name = format!("hooks {server}");
-            let installer = HookInstaller { server, client, live: Arc::clone(&self.common.live), hook };
-            group.spawn(name, move |stop| {
-                let installer = installer.clone();
-                async move {
-                    installer.run(stop).await;
-                    Ok(())
-                }
+            let (client, live) = (Arc::clone(&parts.worker.client), Arc::clone(&self.common.live));
+            let signals = (server.clone(), Arc::clone(&live));
+            group.spawn(format!("hook signals {server}"), move |stop| {
+                let ((server, live), file) = (signals.clone(), file.clone());
+                hooks::receive(file, server, live, stop).map(Ok)
             });
+            let installer = HookInstaller { server: server.clone(), client, live, hook };
+            group.spawn(format!("hooks {server}"), move |stop| installer.clone().run(stop).map(Ok));
         }
-        let live = Arc::clone(&self.common.live);
-        // A signal is a hint to poll, and nothing else in it is believed (I11).
-        let notify = move |signal: HookSignal| {
-            if let Some(server) = live.server(&signal.server) {
-                server.hook_notifier.notify(signal.hash);
-            }
-        };
-        http::receive_hook_signals(listener, secret, notify, stop)
     }
 
     /// Spawns the caller for commands over HTTP, and serves the pages and the API.

@@ -1,47 +1,65 @@
-//! The set-up of hooks: the port for their signals, and what each hooked client is to request there.
+//! The set-up of hooks: the file of each hooked client, and the task that reads it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
-use super::listen;
+use crate::clients::rtorrent::signal_file::{Received, SignalFile};
 use crate::config::{self, Config};
-use crate::model::{Hook, HookAddress, HookKey, HookSecret, ServerName};
+use crate::live_state::LiveState;
+use crate::model::{Hook, HookKey, ServerName, error_chain};
 
-/// The bound port, and the hook of each server whose config wants one.
-pub(super) struct HookListener {
-    /// The bound port.
-    pub listener: TcpListener,
-    /// The secret of this run, which every signal has to contain.
-    pub secret: HookSecret,
-    /// The hook of each server with `hooks = true`.
-    pub hooks: BTreeMap<ServerName, Hook>,
+/// Time until a file that could not be read is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The hook of a client, and the file that it writes to.
+pub(super) struct HookedClient {
+    pub hook: Hook,
+    pub file: SignalFile,
 }
 
-impl HookListener {
-    /// Returns `None` if no server of the config has hooks.
-    pub(super) async fn bind(config: &Config) -> anyhow::Result<Option<Self>> {
-        let hooked = config.servers.iter().filter_map(|(name, server)| Some((name, server.hooks.as_ref()?)));
-        let hooked: Vec<(&ServerName, &config::Hooks)> = hooked.collect();
-        if hooked.is_empty() {
-            return Ok(None);
+/// Creates the file of each server whose config wants hooks.
+///
+/// # Errors
+/// A folder or file cannot be used; the text names the config key.
+pub(super) fn prepare(config: &Config) -> anyhow::Result<BTreeMap<ServerName, HookedClient>> {
+    let hooked = config.servers.iter().filter_map(|(name, server)| Some((name, server.hooks.as_ref()?)));
+    let prepare = |(name, hooks): (&ServerName, &config::Hooks)| {
+        // The same in each run, so that what an earlier one left is emptied.
+        let file_name = format!("{}.{name}", config.instance);
+        let file = match &hooks.dir {
+            Some(dir) => SignalFile::shared(dir, &file_name).with_context(|| format!("servers.{name}.hooks_dir")),
+            None => SignalFile::private(&config.data_dir.join("hooks"), &file_name).context("data_dir"),
+        }?;
+        let hook_file = file.hook_file().with_context(|| format!("servers.{name}.hooks: set hooks_dir"))?;
+        let hook = Hook { key: HookKey::new(&config.instance, name)?, file: hook_file };
+        anyhow::Ok((name.clone(), HookedClient { hook, file }))
+    };
+    hooked.map(prepare).collect()
+}
+
+/// Passes the signals of one client on to its watcher until `stop`.
+pub(super) async fn receive(file: SignalFile, server: ServerName, live: Arc<LiveState>, stop: CancellationToken) {
+    let Some(handle) = live.server(&server) else { return };
+    // A signal is a hint to poll, and nothing else in it is believed (I11).
+    let notify = |Received { signals, is_complete }: Received| {
+        let notifier = &handle.hook_notifier;
+        signals.hashes.into_iter().for_each(|hash| notifier.notify(hash));
+        if !is_complete {
+            notifier.notify_of_many();
         }
-        let listen = config.http.hooks_listen;
-        let listener = listen::bind("http.hooks_listen", listen, &config.data_dir).await?;
-        // The config may say port 0.
-        let bound = listener.local_addr().context("listen for hooks")?;
-        // New at each start: a hook of an earlier run that was killed cannot wake this one (docs/decisions/0006).
-        let secret = HookSecret::new(rand::random());
-        let hook = |(name, hooks): (&ServerName, &config::Hooks)| {
-            let address = match &hooks.address {
-                Some(address) => address.clone(),
-                None => HookAddress::parse(&bound.to_string())?,
-            };
-            let key = HookKey::new(&config.instance, name)?;
-            anyhow::Ok((name.clone(), Hook { key, address, secret: secret.clone(), server: name.clone() }))
-        };
-        let hooks = hooked.into_iter().map(hook).collect::<anyhow::Result<_>>().context("set up hooks")?;
-        Ok(Some(Self { listener, secret, hooks }))
+        if signals.has_proof {
+            notifier.proved.notify_one();
+        }
+    };
+    while let Some(Err(error)) = stop.run_until_cancelled(file.receive(notify)).await {
+        warn!(%server, error = error_chain(&error), retry_in = ?RETRY_INTERVAL, "hook signals cannot be read");
+        if stop.run_until_cancelled(tokio::time::sleep(RETRY_INTERVAL)).await.is_none() {
+            return;
+        }
     }
 }

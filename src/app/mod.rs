@@ -24,7 +24,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::bridge::Bridge;
-use self::hooks::HookListener;
 use crate::config::Config;
 use crate::log_throttle::retry_while_full;
 use crate::port::{Clock, StoreError, SystemClock};
@@ -53,7 +52,6 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
         Some(address) => Some(listen::bind("http.listen", address, &config.data_dir).await?),
         None => None,
     };
-    let hook_listener = HookListener::bind(&config).await?;
     let opened = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
@@ -61,6 +59,7 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     };
     let (store, recovery) = opened.with_context(|| format!("open the state in {}", config.data_dir.display()))?;
     let store = Arc::new(store);
+    let hooked = hooks::prepare(&config).context("set up hooks")?;
     let bridge = Arc::new(Bridge::build(&config, Arc::clone(&store), &recovery, clock).await?);
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -78,14 +77,13 @@ pub async fn run(config: Config, metrics: Metrics, stop: CancellationToken) -> a
     bridge.spawn_sinks(&mut delivery);
     bridge.spawn_servers(&mut intake);
     bridge.spawn_commands(&mut intake);
-    let hooks = hook_listener.map(|listener| bridge.serve_hooks(&mut intake, listener, stop.clone()));
+    bridge.spawn_hooks(&mut intake, hooked);
     let pages =
         http_listener.map(|listener| bridge.serve_http(&mut intake, listener, &config, metrics.clone(), stop.clone()));
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(()),
         // A branch without a server is disabled, because its pattern does not match `None`.
         Some(result) = OptionFuture::from(pages) => result.context("serve HTTP"),
-        Some(result) = OptionFuture::from(hooks) => result.context("receive hook signals"),
         error = intake.failed() => Err(anyhow::Error::new(error).context("use the state")),
         error = delivery.failed() => Err(anyhow::Error::new(error).context("use the state")),
     };

@@ -37,7 +37,7 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     telemetry::start(log, Audit::ByLevel).map_err(failed)?;
     let runtime = start_runtime()?;
     let server = ServerName::parse("check").expect("it is a slug");
-    let client = ExecClient::new(Settings { server, command, timeout });
+    let client = ExecClient::new(Settings { server, command, environment: Vec::new(), timeout });
     let options = conformance::Options { may_act_on: torrent, patience: timeout };
     let findings = runtime.block_on(conformance::client(&client, &options));
     let printed = print_bytes(report(&findings).as_bytes());

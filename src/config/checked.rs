@@ -14,7 +14,7 @@ use super::choose::Rights;
 use super::log::Log;
 use crate::clients::exec::settings as exec;
 use crate::clients::rtorrent::settings as rtorrent;
-use crate::model::{HookAddress, Kind, Mask, PollSettings, ServerName, SinkName, UrlRules};
+use crate::model::{Kind, Mask, PollSettings, ServerName, SinkName, UrlRules};
 use crate::sinks::mqtt::settings as mqtt;
 use crate::sinks::nats::settings as nats;
 use crate::sinks::webhook::settings as webhook;
@@ -32,7 +32,7 @@ pub struct Config {
     pub add_urls: UrlRules,
     /// The log.
     pub log: Log,
-    /// Page, API, and the address for hooks.
+    /// Page and API.
     pub http: Http,
     /// Torrent clients to monitor; at least one.
     pub servers: BTreeMap<ServerName, Server>,
@@ -51,8 +51,6 @@ pub struct Config {
 pub struct Http {
     /// Address of page and API; `None`: off.
     pub listen: Option<SocketAddr>,
-    /// Address that clients with hooks notify; port 0 is any free one.
-    pub hooks_listen: SocketAddr,
     /// Token for requests that change something; without one they are all refused.
     pub token: Option<SecretString>,
     /// Commands that the token allows.
@@ -100,8 +98,8 @@ pub enum Client {
 /// Hooks of a client that notify the bridge.
 #[derive(Clone, Debug)]
 pub struct Hooks {
-    /// Address at which the client reaches the bridge; `None`: the one that the bridge listens on.
-    pub address: Option<HookAddress>,
+    /// Folder for the file that the client writes to, which it sees under the same path; `None`: one in `data_dir`.
+    pub dir: Option<PathBuf>,
 }
 
 /// A message broker.

@@ -213,15 +213,13 @@ static LOG: Section = Section {
 
 #[rustfmt::skip]
 static HTTP: Section = Section {
-    doc: "HTTP: page, API, health and metrics; and the address for rTorrent's hooks.",
+    doc: "HTTP: page, API, health and metrics.",
     sample: "",
     keys: &[&[
         key("listen", F::Text("^(off|.+:[0-9]{1,5})$"), D::Text("127.0.0.1:8787"),
             "Address of the page, the API, `/healthz`, `/readyz` and `/metrics`, or `off`."),
         key("hosts", F::List(""), D::List(&[]),
             "Host names with dots by which browsers may ask for the page, such as `torrents.example.org`."),
-        key("hooks_listen", F::Text("^.+:[0-9]{1,5}$"), D::Text("127.0.0.1:0"),
-            "Address that rTorrent's hooks notify; port 0 is any free one."),
         key("token", F::Secret(""), D::None("\"a long random text\""),
             "Token for requests that change something; without one they are all refused. Shows the reasons of problems, too."),
         key("commands", F::Rights, SAFE_COMMANDS,
@@ -254,8 +252,8 @@ static RTORRENT: Section = Section {
         CA_FILE,
         key("hooks", F::Bool, D::Bool(false),
             "Whether rTorrent notifies the bridge of changes, which it then polls without waiting for the interval."),
-        key("hooks_address", F::Text("^.+:[0-9]{1,5}$"), D::None("\"bridge:8788\""),
-            "Address at which this rTorrent reaches `http.hooks_listen`, if it runs elsewhere or in a container."),
+        key("hooks_dir", F::Text("^/"), D::None("\"/run/dtorrent\""),
+            "Folder for hook signals, if rTorrent cannot write to `data_dir/hooks`: both see it under this path, no other user writes there."),
         key("rpc", F::List(""), D::List(&[]),
             "Methods that the command `rpc` may call, such as `system.pid`; others than getters and named setters are refused."),
         key("extra", F::Texts, D::Empty,
@@ -272,6 +270,8 @@ static EXEC: Section = Section {
             "Kind of client: `rtorrent`, or `exec` for a program of your own."),
         key("command", F::List(""), D::Required("[\"./my-client\", \"an argument\"]"),
             "The program and its arguments; there is no shell."),
+        key("environment", F::List("^[^=]+$"), D::List(&[]),
+            "Variables of the bridge's environment that the program gets, besides PATH, HOME, LANG, TZ and the like."),
     ], &POLLING],
 };
 

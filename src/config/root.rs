@@ -17,8 +17,7 @@ pub(super) fn config(root: &Table<'_>, file: Option<PathBuf>) -> Option<Config> 
     let add_urls = root.table("add_urls").and_then(|table| add_urls(&table));
     let log = root.table("log").and_then(|table| log(&table));
     let http = root.table("http").and_then(|table| http(&table));
-    // After `http`, whose address the hooks of a server have to fit.
-    let (names, servers) = servers::servers(root, http.as_ref());
+    let (names, servers) = servers::servers(root);
     let brokers = brokers::brokers(root, &names, instance.as_deref().unwrap_or_default());
     let webhooks = webhooks::webhooks(root, &names);
     Some(Config {
@@ -50,9 +49,8 @@ fn log(table: &Table<'_>) -> Option<Log> {
 
 fn http(table: &Table<'_>) -> Option<Http> {
     let listen = table.parsed("listen", values::listener);
-    let hooks_listen = table.parsed("hooks_listen", values::hooks_listener);
     let token = secret(table, "token");
     let commands = commands(table);
     let hosts = table.each("hosts", table.texts("hosts"), values::host);
-    Some(Http { listen: listen?, hooks_listen: hooks_listen?, token, commands: commands?, hosts: hosts? })
+    Some(Http { listen: listen?, token, commands: commands?, hosts: hosts? })
 }

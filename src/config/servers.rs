@@ -2,30 +2,30 @@
 
 use std::collections::BTreeMap;
 
-use super::checked::{Client, Hooks, Http, Server};
+use super::checked::{Client, Hooks, Server};
 use super::read::{Fault, Table};
 use super::values::{certificates, login, root};
 use crate::clients::exec::settings as exec;
 use crate::clients::rtorrent::settings::{AllowedMethod, Endpoint, ExtraColumn, Settings};
-use crate::model::{HookAddress, PollSettings, ServerName};
+use crate::model::{PollSettings, ServerName};
 
 /// Reads all servers. The names also have those of servers with errors, so that sinks may choose them.
-pub fn servers(root: &Table<'_>, http: Option<&Http>) -> (Vec<ServerName>, BTreeMap<ServerName, Server>) {
+pub fn servers(root: &Table<'_>) -> (Vec<ServerName>, BTreeMap<ServerName, Server>) {
     let mut names = Vec::new();
     let mut servers = BTreeMap::new();
     for (name, table) in root.named("servers", ServerName::parse) {
         // Also of a server with errors, or each sink that names it would report an unknown server.
         names.extend(name.clone());
-        let server = server(name.clone(), &table, http);
+        let server = server(name.clone(), &table);
         servers.extend(name.zip(server));
     }
     (names, servers)
 }
 
-fn server(name: Option<ServerName>, table: &Table<'_>, http: Option<&Http>) -> Option<Server> {
+fn server(name: Option<ServerName>, table: &Table<'_>) -> Option<Server> {
     let (client, hooks) = match table.tag() {
         "exec" => (exec(name, table).map(Client::Exec), None),
-        _ => (rtorrent(name, table).map(|settings| Client::Rtorrent(Box::new(settings))), hooks(table, http)),
+        _ => (rtorrent(name, table).map(|settings| Client::Rtorrent(Box::new(settings))), hooks(table)),
     };
     let (interval, sweep) = (table.duration("interval"), table.duration("sweep"));
     let roots = table.each("roots", table.texts("roots"), root);
@@ -37,8 +37,21 @@ fn exec(server: Option<ServerName>, table: &Table<'_>) -> Option<exec::Settings>
     if command.as_ref().is_some_and(|command| command.first().is_none_or(String::is_empty)) {
         table.fault("command", Fault::new("names no program", "write the program and its arguments"));
     }
+    let environment = table.each("environment", table.texts("environment"), variable);
     let timeout = table.duration("timeout");
-    Some(exec::Settings { server: server?, command: command?, timeout: timeout? })
+    Some(exec::Settings { server: server?, command: command?, environment: environment?, timeout: timeout? })
+}
+
+/// Reads the name of a variable that a program may have.
+fn variable(name: &str) -> Result<String, Fault> {
+    if name.is_empty() || name.contains(['=', '\0']) {
+        return Err(Fault::new(format!("`{name}` is no name of a variable"), "write names only, [\"API_KEY\"]"));
+    }
+    if name.starts_with("DTORRENT_") {
+        let right = "give the program a variable of its own";
+        return Err(Fault::new(format!("`{name}` is a setting of the bridge, and may be a secret"), right));
+    }
+    Ok(name.to_owned())
 }
 
 fn rtorrent(server: Option<ServerName>, table: &Table<'_>) -> Option<Settings> {
@@ -81,20 +94,7 @@ fn extra_column(name: &str, column: &str) -> Result<ExtraColumn, Fault> {
     })
 }
 
-fn hooks(table: &Table<'_>, http: Option<&Http>) -> Option<Hooks> {
-    let address = table.parsed("hooks_address", HookAddress::parse);
-    if table.boolean("hooks") != Some(true) {
-        return None;
-    }
-    let listen = http?.hooks_listen;
-    if listen.ip().is_unspecified() && !table.has("hooks_address") {
-        let right = "http.hooks_listen is every address: write hooks_address = \"host:port\", as the client reaches it";
-        table.missing("hooks_address", right);
-    }
-    // Behind the address is a mapped or opened port, which has to be the same after a restart.
-    if address.is_some() && listen.port() == 0 {
-        let wrong = "needs a fixed port, and http.hooks_listen has another one with each start";
-        table.fault("hooks_address", Fault::new(wrong, "write http.hooks_listen with a port that is not 0"));
-    }
-    Some(Hooks { address })
+fn hooks(table: &Table<'_>) -> Option<Hooks> {
+    let dir = table.parsed("hooks_dir", root);
+    (table.boolean("hooks") == Some(true)).then_some(Hooks { dir })
 }

@@ -51,15 +51,6 @@ pub fn listener(text: &str) -> Result<Option<SocketAddr>, Fault> {
     })
 }
 
-/// Reads an address to listen on for hooks.
-pub fn hooks_listener(text: &str) -> Result<SocketAddr, Fault> {
-    listener(text).ok().flatten().ok_or_else(|| {
-        let right =
-            "write an IP address and a port, \"127.0.0.1:0\" (0: any free one); each server turns its hooks on or off";
-        Fault::new(format!("`{text}` is not an address to listen on"), right)
-    })
-}
-
 /// Reads a host name as browsers send it, without a port.
 pub fn host(text: &str) -> Result<String, Fault> {
     // 253 is the longest name in DNS (RFC 1035).

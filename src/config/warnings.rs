@@ -18,7 +18,7 @@ type Warning = (bool, &'static str, String);
 pub fn warnings(config: &Config) -> Vec<String> {
     let servers = config.servers.iter().map(|(name, server)| {
         let of_client = match &server.client {
-            Client::Rtorrent(settings) => of_rtorrent(settings, server, config),
+            Client::Rtorrent(settings) => of_rtorrent(settings, server),
             Client::Exec(_) => Vec::new(),
         };
         (format!("servers.{name}"), [of_client, of_roots(server)].concat())
@@ -50,25 +50,20 @@ fn of_http(http: &Http) -> Vec<Warning> {
     vec![(!listen.ip().is_loopback(), "listen", text), (is_short, "token", guessed)]
 }
 
-fn of_rtorrent(settings: &Settings, server: &Server, config: &Config) -> Vec<Warning> {
+fn of_rtorrent(settings: &Settings, server: &Server) -> Vec<Warning> {
     let Settings { endpoint, username, password, ca_pem, .. } = settings;
     let is_http = matches!(endpoint, Endpoint::Http(_));
     let is_clear = matches!(endpoint, Endpoint::Http(url) if url.scheme() == "http");
     let is_far = endpoint.host().is_some_and(|host| !is_local(host));
     let open = "SCGI has no login, and everybody who reaches that port can run programs there; \
                 use a unix socket, or http(s) with a login";
-    let hooks_listen = config.http.hooks_listen.ip();
-    let lacks_address = server.hooks.as_ref().is_some_and(|hooks| hooks.address.is_none());
-    let own = format!(
-        "rTorrent runs on another machine and would notify its own {hooks_listen}; \
-         write http.hooks_listen and hooks_address as it reaches them"
-    );
+    let remote_hooks = "rTorrent runs on another machine, and hooks need one: what happens there is found by polls";
     vec![
         (endpoint.is_open_to_the_network(), "url", open.to_owned()),
         (!is_http && username.is_some(), "username", "applies to http(s) only and is not used".to_owned()),
         (!is_http && ca_pem.is_some(), "ca_file", "applies to https only and is not used".to_owned()),
         (is_clear && is_far && password.is_some(), "url", crosses("password", "https")),
-        (lacks_address && hooks_listen.is_loopback() && is_far, "hooks", own),
+        (server.hooks.is_some() && is_far, "hooks", remote_hooks.to_owned()),
     ]
 }
 

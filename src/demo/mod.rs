@@ -71,6 +71,7 @@ impl FolderCleaner {
         let mut shell = Command::new("sh");
         // The programs die at the same moment as this process and may still create a file, so `rm` runs twice.
         shell.args(["-c", "cat; rm -rf -- \"$1\" || { sleep 1; rm -rf -- \"$1\"; }", "sh"]).arg(folder);
+        shell.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
         // A group of its own, because Ctrl-C on a terminal signals the whole group of this process.
         shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         shell.spawn().map(Self).context("start sh")

@@ -1,5 +1,4 @@
-//! The HTTP server: health, readiness, metrics, the status page, the API and its event stream; and, on a port of its
-//! own, hook signals.
+//! The HTTP server: health, readiness, metrics, the status page, the API and its event stream.
 //!
 //! Anybody who reaches the port may read, except a web page of another site; a change needs the token, and so do the words
 //! of others about a problem. `access` decides both. Health, readiness and metrics are served under any host name, because what monitors containers uses addresses
@@ -8,7 +7,6 @@
 mod access;
 mod api;
 mod connections;
-mod hook_listener;
 mod page;
 mod query;
 mod token_guard;
@@ -30,7 +28,6 @@ pub use self::access::{AccessRules, Viewer};
 use self::access::{Refusal, given_token};
 pub use self::api::{Api, CommandReply, ComponentReadiness, Readiness, ServerView, SinkView, StreamItem};
 use self::connections::{ConnectionLimit, Limits, Permit};
-pub use self::hook_listener::receive_hook_signals;
 pub use self::query::{EventsQuery, TorrentsQuery};
 use self::token_guard::TokenGuard;
 use crate::model::Filter;

@@ -20,6 +20,8 @@ pub struct HookNotifier {
     pub notified: Notify,
     /// Wakes the task that installs hooks: the client is reachable again, or is another process.
     pub client_is_new: Notify,
+    /// Wakes the task that installs hooks: the client has written where the bridge reads.
+    pub proved: Notify,
     named: Mutex<Named>,
     report: Mutex<HookReport>,
 }
@@ -64,6 +66,13 @@ impl HookNotifier {
                 }
             }
         }
+        self.notified.notify_one();
+    }
+
+    /// Records that torrents were notified about, nobody knows which, and wakes the watcher.
+    pub fn notify_of_many(&self) {
+        self.report(|report| report.wakes += 1);
+        *self.named.lock().unwrap_or_else(PoisonError::into_inner) = Named::Many;
         self.notified.notify_one();
     }
 

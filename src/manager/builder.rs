@@ -345,9 +345,12 @@ fn connect(
             Arc::new(RtorrentClient::new(Settings { username, password, timeout, ..settings })?)
         }
         Client::Exec { command } if command.is_empty() => return Err("a program is missing".into()),
-        Client::Exec { command } => {
-            Arc::new(ExecClient::new(exec::Settings { server: name.clone(), command, timeout }))
-        }
+        Client::Exec { command } => Arc::new(ExecClient::new(exec::Settings {
+            server: name.clone(),
+            command,
+            environment: Vec::new(),
+            timeout,
+        })),
     })
 }
 

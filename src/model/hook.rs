@@ -1,70 +1,41 @@
 //! Hooks of a client that notify the bridge, and the signals that they send.
 //!
-//! A client with hooks requests `http://ADDRESS/SECRET/SERVER/EVENT/HASH` when something happens in it. The
-//! address is part of a command of the client, so it consists of characters that no client interprets: names,
-//! digits, dots and hyphens. A signal is a hint, never evidence: the hash says which torrent to poll, and the
-//! event is not read at all.
+//! A client with hooks appends a line to a file when something happens in it: the hash of the torrent. The path is part
+//! of a command of the client, so it consists of characters that no client interprets. A signal is a hint, never
+//! evidence: the hash says which torrent to poll.
+
+use std::collections::BTreeSet;
 
 use super::{InfoHash, InvalidServerName, ServerName};
 
-/// The address of the hook listener, as a client reaches it: a host name or an IP address, and a port.
+/// The absolute path of the file that a client appends its signals to.
 #[derive(Clone, Debug, derive_more::Display, PartialEq, Eq)]
-#[display("{host}:{port}")]
-pub struct HookAddress {
-    host: String,
-    port: u16,
-}
+pub struct HookFile(String);
 
-/// Text that is no [`HookAddress`].
+/// A path that is no [`HookFile`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{}` is not an address with a port: write `host:8788`, `10.0.0.5:8788` or `[fd00::5]:8788`", .0.escape_default())]
-pub struct InvalidHookAddress(String);
+#[error(
+    "`{}` cannot be the file of a hook: the path has to be absolute, of letters, digits and `/ . _ - + @`, because the \
+     client interprets others", .0.escape_default()
+)]
+pub struct InvalidHookFile(String);
 
-impl HookAddress {
-    /// Parses `host:port`, with an IPv6 address in brackets.
+impl HookFile {
+    /// Parses a path.
     ///
     /// # Errors
-    /// The text is not of this form, or has a character that a client could interpret.
-    pub fn parse(text: &str) -> Result<Self, InvalidHookAddress> {
-        let invalid = || InvalidHookAddress(text.chars().take(80).collect());
-        let (host, port) = text.rsplit_once(':').ok_or_else(invalid)?;
-        let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        let is_host = match in_brackets {
-            Some(host) => host.contains(':') && host.bytes().all(|b| b.is_ascii_hexdigit() || b == b':' || b == b'.'),
-            None => {
-                let is_edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
-                is_edge(host.bytes().next())
-                    && is_edge(host.bytes().last())
-                    && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
-            }
-        };
-        // `parse` takes a sign, too, and the text becomes part of a command of the client.
-        let is_number = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
-        match port.parse() {
-            Ok(port) if port > 0 && is_number && is_host && host.len() <= 253 => {
-                Ok(Self { host: host.to_owned(), port })
-            }
-            _ => Err(invalid()),
+    /// The path is not absolute, or has a character that a client could interpret.
+    pub fn parse(path: &str) -> Result<Self, InvalidHookFile> {
+        let is_plain = path.chars().all(|c| c.is_alphanumeric() || "/._-+@".contains(c));
+        match is_plain && path.starts_with('/') && !path.ends_with('/') {
+            true => Ok(Self(path.to_owned())),
+            false => Err(InvalidHookFile(path.chars().take(200).collect())),
         }
     }
-}
 
-/// The part of the path that authenticates a signal. Each start of the bridge has its own.
-#[derive(Clone, derive_more::Debug)]
-#[debug("[secret]")]
-pub struct HookSecret(String);
-
-impl HookSecret {
-    /// Makes a secret from 16 random bytes.
-    pub fn new(random: [u8; 16]) -> Self {
-        // Hex, because it becomes part of a command of the client.
-        Self(data_encoding::HEXLOWER.encode(&random))
-    }
-
-    fn is(&self, text: &str) -> bool {
-        // In constant time for any text of the right length, so that the time reveals nothing.
-        let (ours, theirs) = (self.0.as_bytes(), text.as_bytes());
-        ours.len() == theirs.len() && ours.iter().zip(theirs).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+    /// Returns the path as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
@@ -108,42 +79,29 @@ impl HookKey {
 pub struct Hook {
     /// The name under which the client stores it.
     pub key: HookKey,
-    /// Where it sends its signals.
-    pub address: HookAddress,
-    /// Authentication of the signals.
-    pub secret: HookSecret,
-    /// The server that the client is.
-    pub server: ServerName,
+    /// Where it writes its signals.
+    pub file: HookFile,
 }
 
-impl Hook {
-    /// Returns the URL to request for an event, to which the client appends the hash.
-    pub fn url(&self, event: &'static str) -> String {
-        let Self { key: _, address, secret, server } = self;
-        format!("http://{address}/{}/{server}/{event}/", secret.0)
-    }
+/// The signals of some lines in a [`HookFile`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HookSignals {
+    /// The torrents to poll. Hints.
+    pub hashes: BTreeSet<InfoHash>,
+    /// An empty line was there, by which a client proves that it writes where the bridge reads.
+    pub has_proof: bool,
 }
 
-/// A signal of a hook, from a sender that knows the secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HookSignal {
-    /// The server in which something happened.
-    pub server: ServerName,
-    /// The torrent to poll. A hint.
-    pub hash: InfoHash,
-}
-
-impl HookSignal {
-    /// Parses the path of a request; `None` if it is not one of a hook with this secret.
-    pub fn parse(path: &str, secret: &HookSecret) -> Option<Self> {
-        let mut parts = path.strip_prefix('/')?.split('/');
-        let (theirs, server, event, hash) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        // The event is not read: a signal causes a poll, whatever it says.
-        let is_ours = secret.is(theirs) && !event.is_empty() && parts.next().is_none();
-        if !is_ours {
-            return None;
+impl HookSignals {
+    /// Parses whole lines. Others than hashes are ignored.
+    pub fn parse(lines: &[u8]) -> Self {
+        let mut signals = Self::default();
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            let line = line.strip_suffix(b"\n").unwrap_or(line);
+            signals.has_proof |= line.is_empty();
+            signals.hashes.extend(InfoHash::from_hex(line));
         }
-        Some(Self { server: ServerName::parse(server).ok()?, hash: InfoHash::from_hex(hash.as_bytes()).ok()? })
+        signals
     }
 }
 
@@ -155,50 +113,16 @@ mod tests {
 
     const HASH: &str = "ABCDEF0123456789abcdef0123456789ABCDEF01";
 
-    fn secret() -> HookSecret {
-        HookSecret::new([0xa5; 16])
-    }
-
-    fn hook(address: &str, server: &str) -> Hook {
-        let server = ServerName::parse(server).unwrap();
-        let key = HookKey::new("main", &server).unwrap();
-        Hook { key, address: HookAddress::parse(address).unwrap(), secret: secret(), server }
-    }
-
     #[test]
-    fn an_address_has_no_character_that_a_command_interprets() {
-        for good in ["127.0.0.1:1", "bridge:8788", "a-b.example.org:65535", "[::1]:80", "[fd00::5]:8788"] {
-            assert_eq!(HookAddress::parse(good).unwrap().to_string(), good);
+    fn a_path_has_no_character_that_a_command_interprets() {
+        for good in ["/x", "/var/lib/dtorrent/hooks/main.home", "/srv/müller/a-b_c+d@e"] {
+            assert_eq!(HookFile::parse(good).unwrap().as_str(), good);
         }
         for bad in [
-            "",
-            ":80",
-            "host",
-            "host:",
-            "host:0",
-            "host:65536",
-            "host:+80",
-            "ho st:80",
-            "host/x:80",
-            "a$b:80",
-            "a,b:80",
-            "a\":80",
-            "a;b:80",
-            "a=b:80",
-            "a(b):80",
-            "{a}:80",
-            "-a:80",
-            "a.:80",
-            "::1:80",
-            "[::1:80",
-            "[]:80",
-            "[a]:80",
-            "http://host:80",
-            "me@host:80",
-            "ä:80",
-            "host:80\n",
+            "", "x", "./x", "~/x", "/x/", "/a b", "/a,b", "/a\"b", "/a$b", "/a;b", "/a=b", "/a(b", "/{a}", "/a\\b",
+            "/a\n",
         ] {
-            assert!(HookAddress::parse(bad).is_err(), "{bad}");
+            assert!(HookFile::parse(bad).is_err(), "{bad}");
         }
     }
 
@@ -221,56 +145,32 @@ mod tests {
     }
 
     #[test]
-    fn the_url_of_a_hook_parses_as_its_signal() {
-        let url = hook("127.0.0.1:4711", "seed-box_2").url("paused");
-        let path = url.strip_prefix("http://127.0.0.1:4711").unwrap();
-        let signal = HookSignal::parse(&format!("{path}{HASH}"), &secret()).unwrap();
-        assert_eq!((signal.server.as_str(), signal.hash.to_string()), ("seed-box_2", HASH.to_lowercase()));
-    }
-
-    #[test]
-    fn an_incomplete_or_wrong_path_is_no_signal() {
-        let right = "a5".repeat(16);
-        let is_signal = |path: String| HookSignal::parse(&path, &secret()).is_some();
-        assert!(is_signal(format!("/{right}/home/paused/{HASH}")));
-        for wrong in [
-            String::new(),
-            "/".to_owned(),
-            format!("/{right}"),
-            format!("{right}/home/paused/{HASH}"),
-            format!("/{right}/home/paused"),
-            format!("/{right}/home/paused/"),
-            format!("/{right}/home//{HASH}"),
-            format!("/{right}/home/paused/{HASH}/"),
-            format!("/{right}/Home/paused/{HASH}"),
-            format!("/{right}/home/paused/{}", &HASH[1..]),
-            format!("/{}/home/paused/{HASH}", "a6".repeat(16)),
-            format!("/{}/home/paused/{HASH}", &right[1..]),
-            format!("//home/paused/{HASH}"),
-        ] {
-            assert!(!is_signal(wrong.clone()), "{wrong}");
+    fn lines_are_hashes_or_a_proof_and_nothing_else() {
+        let (hash, other) = (HASH.parse().unwrap(), "1".repeat(40));
+        let parse = |text: &str| HookSignals::parse(text.as_bytes());
+        let signals =
+            |hashes: &[InfoHash], has_proof| HookSignals { hashes: hashes.iter().copied().collect(), has_proof };
+        assert_eq!(parse(""), signals(&[], false));
+        assert_eq!(parse("\n"), signals(&[], true));
+        assert_eq!(parse(&format!("{HASH}\n")), signals(&[hash], false));
+        assert_eq!(parse(&format!("{HASH}\n\nx\n{other}\n{HASH}\n")), signals(&[hash, other.parse().unwrap()], true));
+        for wrong in [&HASH[1..], &format!(" {HASH}"), &format!("{HASH}\r")] {
+            assert_eq!(parse(&format!("{wrong}\n")), signals(&[], false), "{wrong}");
         }
-        assert_eq!(format!("{:?}", secret()), "[secret]");
     }
 
     proptest! {
         #[test]
-        fn any_path_is_read_without_a_panic(path in ".*") {
-            prop_assert_eq!(HookSignal::parse(&path, &secret()), None);
+        fn any_lines_are_read_without_a_panic(lines in ".*") {
+            prop_assert!(HookSignals::parse(lines.as_bytes()).hashes.len() <= lines.len() / 40);
         }
 
         #[test]
-        fn any_end_of_a_path_is_read_without_a_panic(rest in "(/[a-z0-9_]{0,4}){0,4}|.*") {
-            if let Some(signal) = HookSignal::parse(&format!("/{}{rest}", secret().0), &secret()) {
-                prop_assert!(rest.contains(signal.server.as_str()));
-            }
-        }
-
-        #[test]
-        fn any_text_taken_for_an_address_stays_as_it_is(text in ".*|[a-z.:0-9-]{1,12}:[0-9]{1,6}") {
-            if let Ok(address) = HookAddress::parse(&text) {
-                prop_assert!(address.to_string().bytes().all(|b| b.is_ascii_alphanumeric() || b"[]:.-".contains(&b)));
-                prop_assert_eq!(HookAddress::parse(&address.to_string()), Ok(address));
+        fn any_text_taken_for_a_path_stays_as_it_is(text in ".*|/[a-z./]{1,20}") {
+            if let Ok(file) = HookFile::parse(&text) {
+                prop_assert_eq!(file.as_str(), text);
+                let is_interpreted = file.as_str().contains(['"', '$', ',', ';', '=', ' ', '\\', '{', '(']);
+                prop_assert!(!is_interpreted);
             }
         }
     }

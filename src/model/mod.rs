@@ -52,7 +52,7 @@ pub(crate) use content::{client_texts, is_ambiguous, stands_for, text_at, with_l
 pub use custom::{CustomValues, InvalidCustomValues};
 pub use event::{Cause, EVENT_SCHEMA, Entity, Event, EventId, InvalidEventId, Kind};
 pub use filter::{Filter, FilterArguments, InvalidFilter, OneOrMore};
-pub use hook::{Hook, HookAddress, HookKey, HookSecret, HookSignal, InvalidHookAddress};
+pub use hook::{Hook, HookFile, HookKey, HookSignals, InvalidHookFile};
 pub use ids::{Epoch, InfoHash, InvalidInfoHash, InvalidServerName, Rev, Seq, ServerName, SinkName};
 pub(crate) use json_size::{JSON_TREE_BYTES_MAX, json_tree_bytes};
 pub use listing::{Covers, Details, Facts, File, Files, Listing, Observed, Peer, Tracker};

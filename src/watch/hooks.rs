@@ -21,6 +21,8 @@ use crate::log_throttle::LogThrottle;
 use crate::model::{Hook, ServerName, error_chain};
 use crate::port::{ClientError, EventHooks, HookRequest, Hooks, TorrentClient};
 
+/// Maximum time from the line that a client writes at an installation until the bridge has read it.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum time for which missing hooks go unnoticed in a client that did not restart.
 const INSPECTION_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -43,7 +45,7 @@ impl HookInstaller {
         let Some(live) = self.live.server(&self.server) else { return };
         let Some(hooks) = self.client.capabilities().hooks else { return };
         tokio::join!(self.receive_hook_signals(live, &stop), self.install(live, hooks, &stop));
-        // Hooks that stay after a crash request an address where nothing listens; the next run replaces them.
+        // Hooks that stay after a crash write to a file that nobody reads; the next run replaces them.
         match hooks.hooks(HookRequest::Remove(&self.hook.key)).await {
             Ok(hooks) => debug!(server = %self.server, removed = hooks.changed, "hooks removed"),
             Err(error) => warn!(server = %self.server, error = error_chain(&error), "removing hooks failed"),
@@ -69,7 +71,7 @@ impl HookInstaller {
         while !stop.is_cancelled() {
             // Only while the client answers polls: otherwise this request would fail, too.
             if live.read(|server| server.poll.is_answering()) {
-                let result = hooks.hooks(HookRequest::Install(&self.hook)).await;
+                let result = self.install_once(live, hooks).await;
                 self.note(live, result, &mut failures);
             }
             tokio::select! {
@@ -78,6 +80,22 @@ impl HookInstaller {
                 () = tokio::time::sleep(INSPECTION_INTERVAL) => {}
             }
         }
+    }
+
+    /// Installs the hooks, and removes them again where their signals do not arrive.
+    async fn install_once(&self, live: &ServerHandle, hooks: &dyn EventHooks) -> Result<Hooks, ClientError> {
+        let installed = hooks.hooks(HookRequest::Install(&self.hook)).await?;
+        let proved = live.hook_notifier.proved.notified();
+        if installed.installed.is_empty() || tokio::time::timeout(PROOF_TIMEOUT, proved).await.is_ok() {
+            return Ok(installed);
+        }
+        hooks.hooks(HookRequest::Remove(&self.hook.key)).await?;
+        let file = &self.hook.file;
+        let reason = format!(
+            "the client wrote to {file} and nothing arrived there: both have to run on one machine, and see the same \
+             folder under this path (hooks_dir)"
+        );
+        Err(ClientError::Precondition { reason })
     }
 
     fn note(&self, live: &ServerHandle, result: Result<Hooks, ClientError>, failures: &mut LogThrottle) {
@@ -118,7 +136,7 @@ mod tests {
     use super::*;
     use crate::live_state::{LiveServer, Named, PollReport};
     use crate::model::{
-        Action, Details, Epoch, HookAddress, HookKey, HookSecret, InfoHash, Listing, Parts, Seq, ServerState, Snapshot,
+        Action, Details, Epoch, HookFile, HookKey, InfoHash, Listing, Parts, Seq, ServerState, Snapshot,
     };
     use crate::port::{Applied, Capabilities, EventHooks, Loaded, Scope};
 
@@ -175,12 +193,8 @@ mod tests {
             let loaded = Loaded { epoch, snapshot, state, last_seq: Seq(0), needs_reset: false };
             let live_server = LiveServer::from(loaded);
             let live = Arc::new(LiveState::new(BTreeMap::from([(server.clone(), live_server)]), []));
-            let hook = Hook {
-                key: HookKey::new("main", &server).unwrap(),
-                address: HookAddress::parse("127.0.0.1:1").unwrap(),
-                secret: HookSecret::new([1; 16]),
-                server: server.clone(),
-            };
+            let key = HookKey::new("main", &server).unwrap();
+            let hook = Hook { key, file: HookFile::parse("/hooks/main.home").unwrap() };
             let client = Arc::new(Hookable::default());
             let dyn_client: Arc<dyn TorrentClient> = client.clone();
             let installer = HookInstaller { server: server.clone(), client: dyn_client, live: Arc::clone(&live), hook };
@@ -193,6 +207,8 @@ mod tests {
 
         /// Reports an answered poll of this duration.
         fn answers(&self, took: Duration) {
+            // As if the client had written to the file.
+            self.live().hook_notifier.proved.notify_one();
             self.live().write(|server| {
                 server.poll =
                     PollReport { last_success: Some(Instant::now()), duration: took, ..PollReport::default() };
@@ -231,6 +247,7 @@ mod tests {
             assert_eq!(test.asked(), ["install"]);
             tokio::time::timeout(Duration::ZERO, test.live().wake.notified()).await.expect("a first poll");
             assert_eq!(test.live().hook_notifier.last_report().hooks.unwrap().installed, ["paused"]);
+            test.live().hook_notifier.proved.notify_one();
             pass(60.0).await;
             assert_eq!(test.asked(), ["install"], "each minute");
             let wake = tokio::time::timeout(Duration::ZERO, test.live().wake.notified()).await;
@@ -243,6 +260,24 @@ mod tests {
         .await;
         assert_eq!(test.asked(), ["remove"]);
         assert!(!*test.client.is_hooked.lock().unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn hooks_whose_signals_do_not_arrive_are_removed_and_reported() {
+        let test = TestServer::new();
+        test.while_running(async {
+            test.answers(Duration::ZERO);
+            test.live().hook_notifier.proved.notified().await;
+            pass(3.0).await;
+            assert_eq!(test.asked(), ["install", "remove"]);
+            let report = test.live().hook_notifier.last_report();
+            assert!(report.hooks.is_none() && report.problem.unwrap().contains("/hooks/main.home"), "where they go");
+            test.answers(Duration::ZERO);
+            pass(1.0).await;
+            assert_eq!(test.asked(), ["install"]);
+            assert_eq!(test.live().hook_notifier.last_report().problem, None);
+        })
+        .await;
     }
 
     #[tokio::test(start_paused = true)]

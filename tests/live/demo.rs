@@ -7,10 +7,14 @@ use tokio::time::{Duration, Instant};
 
 use crate::harness::can_run;
 
+/// A setting of the bridge, which is in the environment of the demo.
+const SECRET: &str = "sesame-sesame-sesame";
+
 /// Starts the demo with `folder` for temporary files, and waits until it prints a finished download.
 async fn running(folder: &Path, log: &Path) -> Process {
     let program = Path::new(env!("CARGO_BIN_EXE_dtorrent"));
-    let environment = [("TMPDIR", &*folder.to_string_lossy())];
+    let folder = folder.to_string_lossy();
+    let environment = [("TMPDIR", &*folder), ("DTORRENT_HTTP__TOKEN", SECRET)];
     let mut demo = Process::start_with(program, &["demo"], &environment, log).unwrap();
     demo.wait_until_ready(async || std::fs::read_to_string(log).unwrap_or_default().contains("leecher finished"))
         .await
@@ -33,10 +37,18 @@ async fn emptied(folder: &Path) {
 
 /// Returns the command lines of running programs that contain `folder`.
 fn programs_in(folder: &Path) -> Vec<String> {
+    of_programs_in(folder, "cmdline")
+}
+
+/// Returns what the system tells of those programs in this file.
+fn of_programs_in(folder: &Path, file: &str) -> Vec<String> {
     let folder = folder.to_string_lossy();
-    let all =
-        std::fs::read_dir("/proc").unwrap().filter_map(|entry| std::fs::read(entry.ok()?.path().join("cmdline")).ok());
-    all.map(|line| String::from_utf8_lossy(&line).replace('\0', " ")).filter(|line| line.contains(&*folder)).collect()
+    let read = |process: &Path, file: &str| {
+        std::fs::read(process.join(file)).map(|text| String::from_utf8_lossy(&text).replace('\0', " "))
+    };
+    let processes = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+    let found = processes.filter(|process| read(process, "cmdline").is_ok_and(|line| line.contains(&*folder)));
+    found.filter_map(|process| read(&process, file).ok()).collect()
 }
 
 #[tokio::test]
@@ -64,6 +76,8 @@ async fn a_killed_demo_leaves_nothing_behind() {
     let (folder, logs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut demo = running(folder.path(), &logs.path().join("log")).await;
     assert!(programs_in(folder.path()).len() >= 3, "a broker and two rTorrents run");
+    let environments = of_programs_in(folder.path(), "environ");
+    assert!(!environments.iter().any(|variables| variables.contains(SECRET)), "{environments:?}");
     demo.kill().unwrap();
     emptied(folder.path()).await;
     let deadline = Instant::now() + TIMEOUT;

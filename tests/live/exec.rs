@@ -139,3 +139,29 @@ async fn a_failing_program_goes_offline_and_comes_back_without_false_events() {
     world.bridge().stop().await;
     fs::remove_dir_all(path.parent().unwrap()).unwrap();
 }
+
+#[tokio::test]
+async fn a_program_gets_the_named_variables_and_no_secret_of_the_bridge() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let printed = folder.path().join("environment");
+    write(&folder.path().join("torrents.json"), &json!([torrent(HASH)]));
+    let client = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/client.py");
+    let script = format!(
+        "env > {0}/environment.new; mv {0}/environment.new {0}/environment; exec {client} {0}/torrents.json",
+        folder.path().display()
+    );
+    let sink = format!(
+        "[servers.attic]\nclient = \"exec\"\ncommand = [\"sh\", \"-c\", {script:?}]\ninterval = \"250ms\"\n\
+         environment = [\"API_KEY\", \"MISSING\"]\n"
+    );
+    let variables = ["DTORRENT_HTTP__TOKEN=sesame-sesame-sesame", "MQTT_PASSWORD=sesame", "API_KEY=for-the-program"];
+    let launcher = std::iter::once("env").chain(variables).map(str::to_owned).collect();
+    let world = World::running(Setup { sink, launcher, ..Setup::default() }).await;
+    world.recorder.server_event_after(0, "attic", "snapshot_done").await;
+    let environment = fs::read_to_string(printed).unwrap();
+    assert!(!environment.contains("sesame") && !environment.contains("DTORRENT_"), "{environment}");
+    assert!(environment.contains("API_KEY=for-the-program\n") && environment.contains("PATH="), "{environment}");
+}

@@ -12,10 +12,10 @@ use crate::harness::recorder::error_code;
 use crate::harness::{Setup, World, can_run};
 
 /// Writes a config with a server and a broker that do not answer, on this port.
-fn write_config(folder: &Path, name: &str, port: u16, data_dir: &str, more: &str) -> std::path::PathBuf {
+fn write_config(folder: &Path, name: &str, port: u16, data_dir: &str) -> std::path::PathBuf {
     let (client, broker) = (free_port().unwrap(), free_port().unwrap());
     let text = format!(
-        "data_dir = {:?}\n[http]\nlisten = \"127.0.0.1:{port}\"\n{more}\n[servers.home]\nurl = \"scgi://127.0.0.1:{client}\"\n\
+        "data_dir = {:?}\n[http]\nlisten = \"127.0.0.1:{port}\"\n[servers.home]\nurl = \"scgi://127.0.0.1:{client}\"\n\
          hooks = true\n[brokers.b]\nkind = \"mqtt\"\nurl = \"mqtt://127.0.0.1:{broker}\"\n",
         folder.join(data_dir)
     );
@@ -28,7 +28,7 @@ fn write_config(folder: &Path, name: &str, port: u16, data_dir: &str, more: &str
 async fn every_metric_that_the_docs_name_is_there_from_the_start() {
     let folder = tempfile::tempdir().unwrap();
     let port = free_port().unwrap();
-    let mut bridge = Bridge::start(&write_config(folder.path(), "dtorrent.toml", port, "data", ""));
+    let mut bridge = Bridge::start(&write_config(folder.path(), "dtorrent.toml", port, "data"));
     bridge.wait_for_log("poll failed").await;
     let text = get(port, "/metrics").await.body;
     let mut values: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -69,12 +69,10 @@ async fn every_metric_that_the_docs_name_is_there_from_the_start() {
 async fn a_second_start_on_the_same_port_names_the_key_and_what_holds_it() {
     let folder = tempfile::tempdir().unwrap();
     let port = free_port().unwrap();
-    let hooks = format!("hooks_listen = \"127.0.0.1:{}\"", free_port().unwrap());
-    let config = write_config(folder.path(), "dtorrent.toml", port, "data", &hooks);
+    let config = write_config(folder.path(), "dtorrent.toml", port, "data");
     let mut bridge = Bridge::start(&config);
     bridge.wait_for_log("poll failed").await;
-    let other = write_config(folder.path(), "other.toml", port, "other", "");
-    let hooked = write_config(folder.path(), "hooked.toml", free_port().unwrap(), "other", &hooks);
+    let other = write_config(folder.path(), "other.toml", port, "other");
     let away = folder.path().join("away.toml");
     let text = std::fs::read_to_string(&other).unwrap();
     std::fs::write(&away, text.replace(&format!("127.0.0.1:{port}"), "192.0.2.1:8787")).unwrap();
@@ -83,7 +81,6 @@ async fn a_second_start_on_the_same_port_names_the_key_and_what_holds_it() {
     for (config, expected) in [
         (&config, same.as_str()),
         (&other, "another program uses this port, perhaps a dtorrent with another data_dir"),
-        (&hooked, "http.hooks_listen: cannot listen on "),
         (&away, "http.listen: cannot listen on 192.0.2.1:8787: this machine does not have the address"),
     ] {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_dtorrent"));

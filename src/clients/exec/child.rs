@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use crate::model::{ServerName, printable, reported_text};
 
 use super::answer::{self, Reply};
+use super::settings::{PASSED, Settings};
 
 /// Maximum length of a line: an answer about some 50,000 torrents.
 const LINE_BYTES_MAX: usize = 16 << 20;
@@ -65,14 +66,18 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts a program in a process group of its own, without a shell.
+    /// Starts a program in a process group of its own, without a shell, and with the named variables only.
     ///
     /// # Errors
     /// The system's, for example that there is no such program.
-    pub fn start(command: &[String], server: &ServerName) -> std::io::Result<Self> {
+    pub fn start(settings: &Settings) -> std::io::Result<Self> {
+        let Settings { server, command, environment, .. } = settings;
         let (program, arguments) = command.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
+        let passed = PASSED.into_iter().chain(environment.iter().map(String::as_str));
         let mut process = Command::new(program)
             .args(arguments)
+            .env_clear()
+            .envs(passed.filter_map(|name| Some((name, std::env::var_os(name)?))))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -211,7 +211,7 @@ impl Running {
                 let how = format!("it ended {} times, next start in {} s", self.failures, wait.as_secs() + 1);
                 return Err(Failure::Ended(how));
             }
-            let mut child = Child::start(&settings.command, &settings.server).map_err(Failure::NotStarted)?;
+            let mut child = Child::start(settings).map_err(Failure::NotStarted)?;
             let params = json!({"protocol": PROTOCOL, "server": settings.server});
             let id = child.id();
             let (initialized, child) = match child.call("initialize", Some(params)).await {
@@ -310,7 +310,12 @@ mod tests {
     }
 
     fn client(command: Vec<String>, timeout: Duration) -> ExecClient {
-        ExecClient::new(Settings { server: ServerName::parse("attic").unwrap(), command, timeout })
+        ExecClient::new(Settings {
+            server: ServerName::parse("attic").unwrap(),
+            command,
+            environment: Vec::new(),
+            timeout,
+        })
     }
 
     fn example(name: &str, argument: &std::path::Path) -> Vec<String> {

@@ -1,9 +1,9 @@
 //! Calls to rTorrent, and the values of its answers.
 //!
 //! [`METHODS`] is everything that this program can ask an rTorrent to do, besides hooks on events of downloads
-//! ([`Call::set_hook`]) and the methods that the config allows ([`Call::allowed`]). There is no `execute`, no
-//! import, no `f.*` of a single file among them: these run programs, crash old versions, or both. Text from
-//! outside travels as typed arguments, which rTorrent stores unchanged, never as part of a command.
+//! ([`Call::set_hook`], [`Call::prove_hook`]) and the methods that the config allows ([`Call::allowed`]). There is
+//! no `execute`, no import, no `f.*` of a single file among them: these run programs, crash old versions, or both.
+//! Text from outside travels as typed arguments, which rTorrent stores unchanged, never as part of a command.
 
 use std::borrow::Cow;
 
@@ -139,9 +139,15 @@ impl Call {
     pub(super) fn set_hook(event: &'static str, key: &HookKey, hook: Option<&Hook>) -> Self {
         let call = Self::on_event("method.set_key", event).text(key.as_str());
         match hook {
-            Some(hook) => call.text(hook_command(event, hook)),
+            Some(hook) => call.text(hook_command(hook)),
             None => call,
         }
+    }
+
+    /// A call that appends an empty line to the file of a hook.
+    pub(super) fn prove_hook(hook: &Hook) -> Self {
+        let call = Self { method: APPEND.into(), params: vec![Param::Text(String::new())] };
+        call.text(hook.file.as_str()).text("")
     }
 
     fn on_event(method: &'static str, event: &'static str) -> Self {
@@ -170,16 +176,17 @@ impl Call {
     }
 }
 
-/// Returns the command of a hook: rTorrent requests the address as if a torrent were there.
+/// Returns the command of a hook: rTorrent appends the hash of the torrent to a file.
 ///
-/// The command starts no program and waits for nothing; answered with 404, or not at all, it leaves nothing
-/// behind. Every part of it is constant or checked character by character, but for the hash, which rTorrent
-/// inserts itself.
-pub(super) fn hook_command(event: &'static str, hook: &Hook) -> String {
-    // A leading `$` makes rTorrent evaluate the value when the event happens; the quotes hold it together because a
-    // comma would end it.
-    format!("load.normal=\"$cat={},$d.hash=\"", hook.url(event))
+/// The command starts no program and waits for nothing, and reads nothing back. Every part of it is constant or checked
+/// character by character, but for the hash, which rTorrent inserts itself. Without `catch`, a folder that is gone would keep
+/// the later hooks of the event from running, those of rTorrent's own views among them.
+pub(super) fn hook_command(hook: &Hook) -> String {
+    format!("catch=\"{APPEND}={},$d.hash=\"", hook.file)
 }
+
+/// The method by which hooks write; versions from 0.16.18 do not have it.
+pub(super) const APPEND: &str = "file.append";
 
 /// Cells that are kept of one row: many more than there are columns. A row with more cannot be read.
 pub(super) const ROW_CELLS_MAX: usize = 256;
@@ -373,7 +380,7 @@ impl Answers for RecordedAnswers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{HookAddress, HookSecret, ServerName};
+    use crate::model::{HookFile, ServerName};
 
     const HASH: InfoHash = InfoHash::V1([0xab; 20]);
 
@@ -401,21 +408,16 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_requests_the_address_of_the_bridge_and_nothing_else() {
-        let server = ServerName::parse("home").unwrap();
-        let hook = Hook {
-            key: HookKey::new("main", &server).unwrap(),
-            address: HookAddress::parse("127.0.0.1:4711").unwrap(),
-            secret: HookSecret::new([0x5a; 16]),
-            server,
-        };
+    fn a_hook_appends_the_hash_to_its_file_and_nothing_else() {
+        let key = HookKey::new("main", &ServerName::parse("home").unwrap()).unwrap();
+        let hook = Hook { key, file: HookFile::parse("/data/hooks/main.home").unwrap() };
         let Call { method, params } = Call::set_hook("paused", &hook.key, Some(&hook));
-        let address = format!("http://127.0.0.1:4711/{}/home/paused/", "5a".repeat(16));
-        let expected =
-            ["", "event.download.paused", "!!dtorrent.main.home", &format!("load.normal=\"$cat={address},$d.hash=\"")];
+        let command = "catch=\"file.append=/data/hooks/main.home,$d.hash=\"";
         assert_eq!(method, "method.set_key");
-        assert_eq!(params, expected.map(|text| Param::Text(text.to_owned())));
+        let texts = |texts: &[&str]| texts.iter().map(|text| Param::Text((*text).to_owned())).collect::<Vec<_>>();
+        assert_eq!(params, texts(&["", "event.download.paused", "!!dtorrent.main.home", command]));
         assert_eq!(Call::set_hook("paused", &hook.key, None).params, params[..3]);
+        assert_eq!(Call::prove_hook(&hook).params, texts(&["", "/data/hooks/main.home", ""]));
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! Hooks: rTorrent itself notifies the bridge when something happens to a torrent.
 //!
-//! Each of [`EVENTS`] gets one command under the key of this bridge, which has rTorrent request an address of
-//! the bridge as if a torrent were there (see [`super::calls::hook_command`]). rTorrent forgets it when it
-//! restarts.
+//! Each of [`EVENTS`] gets one command under the key of this bridge, which has rTorrent append a line to a file of the
+//! bridge (see [`super::calls::hook_command`]). rTorrent forgets it when it restarts.
 //!
 //! Versions before 0.15.4 can crash when the hooks of an event are changed while one of them runs a program:
 //! they release their lock while they go through them. This was seen on 0.9.8, twice in a few minutes of
@@ -11,7 +10,7 @@
 //! is not touched, neither to install a hook nor to remove one. A hook that stays behind has no effect.
 
 use super::Access;
-use super::calls::{Call, Fault, Value, hook_command};
+use super::calls::{APPEND, Call, Fault, Value, hook_command};
 use crate::model::HookKey;
 use crate::port::{ClientError, HookRequest, Hooks};
 
@@ -26,6 +25,10 @@ pub(super) async fn hooks(access: &Access<'_>, request: HookRequest<'_>) -> Resu
         HookRequest::Inspect(key) | HookRequest::Remove(key) => key,
         HookRequest::Install(hook) => &hook.key,
     };
+    if let HookRequest::Install(hook) = request {
+        let written = access.call(&[Call::prove_hook(hook)]).await?;
+        written.into_iter().collect::<Result<Vec<_>, _>>().map_err(|fault| cannot_write(access, &fault))?;
+    }
     let former_key = key.former();
     let mut hooks = Hooks::default();
     let mut calls = Vec::new();
@@ -41,7 +44,7 @@ pub(super) async fn hooks(access: &Access<'_>, request: HookRequest<'_>) -> Resu
         let call = match request {
             HookRequest::Inspect(_) => None,
             // Each change is a moment in which an old version can crash, so none is made without need.
-            HookRequest::Install(hook) if ours == Some(&hook_command(event, hook)) => None,
+            HookRequest::Install(hook) if ours == Some(&hook_command(hook)) => None,
             HookRequest::Install(hook) => Some(Call::set_hook(event, key, Some(hook))),
             HookRequest::Remove(_) => ours.map(|_| Call::set_hook(event, key, None)),
         };
@@ -62,6 +65,19 @@ pub(super) async fn hooks(access: &Access<'_>, request: HookRequest<'_>) -> Resu
         answers.into_iter().collect::<Result<Vec<_>, _>>().map_err(|fault| refused(access, &fault))?;
     }
     Ok(hooks)
+}
+
+fn cannot_write(access: &Access<'_>, fault: &Fault) -> ClientError {
+    let message = match access.client.fault(fault) {
+        ClientError::Fault { message } => message,
+        other => return other,
+    };
+    // `Method 'file.append' not defined`, and in other words with other libraries.
+    if message.contains(APPEND) && !message.contains("untrusted") {
+        let what = format!("notify by hooks, because this rTorrent has no `{APPEND}` (0.9.8 to 0.16.17 have it)");
+        return ClientError::Unsupported { what };
+    }
+    ClientError::Precondition { reason: format!("rTorrent cannot write to the file of its hooks: {message}") }
 }
 
 fn refused(access: &Access<'_>, fault: &Fault) -> ClientError {
@@ -93,10 +109,9 @@ impl EventCommands {
     /// Returns whether a hook of somebody else is there, or one of rTorrent's own was changed to run a program.
     fn may_run_programs(&self) -> bool {
         self.0.iter().any(|(key, command)| {
-            // The hooks of other bridges only request an address.
+            // The hooks of bridges write a line, and those of earlier versions request an address.
             let is_of_bridge = [HookKey::PREFIX, HookKey::FORMER_PREFIX].iter().any(|prefix| key.starts_with(prefix));
-            let is_known = is_of_bridge || is_rtorrents_own(key);
-            !is_known || contains_command(command, "execute")
+            !is_of_bridge && (!is_rtorrents_own(key) || contains_command(command, "execute"))
         })
     }
 }
@@ -132,6 +147,7 @@ mod tests {
             ("!view.seeding", text("view.filter_download=seeding"), false),
             ("1_prepare", list(&["d.save_full_session"]), false),
             ("~_delete_tied", text("d.delete_tied="), false),
+            ("!!dtorrent.main.home", text("catch=\"file.append=/execute/hooks/main.home,$d.hash=\""), false),
             ("!!dtorrent.main.home", text("load.normal=\"$cat=http://127.0.0.1:1/x/home/paused/,$d.hash=\""), false),
             ("zz_dtorrent.main.home", text("load.normal=\"$cat=http://127.0.0.1:1/x/home/paused/,$d.hash=\""), false),
             ("1_prepare", list(&["execute.nothrow", "sh"]), true),

@@ -33,6 +33,7 @@ mod methods;
 mod probe;
 mod server_control;
 pub mod settings;
+pub mod signal_file;
 #[doc(hidden)]
 pub mod transport;
 #[doc(hidden)]

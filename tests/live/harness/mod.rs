@@ -126,6 +126,11 @@ impl World {
         self.setup.sink = format!("url = \"{url}\"\n{}", self.setup.sink);
     }
 
+    /// Sets further lines of `[servers.…]` for the next start of the bridge.
+    pub fn set_server_lines(&mut self, lines: &str) {
+        lines.clone_into(&mut self.setup.server);
+    }
+
     /// Starts the bridge for `home` without waiting: client and broker may be unreachable.
     pub fn launch_bridge(&mut self) {
         let url = self.home.url();
