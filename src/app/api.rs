@@ -22,7 +22,7 @@ use crate::http::{
 use crate::live_state::{ChangeBuffer, LiveServer, LiveState, PollReport, SinkReport};
 use crate::model::{InfoHash, ServerName, SinkName, Stats, Torrent, outside_text};
 use crate::outbox::{Missed, ReadFrom, Reader, ReaderItem, ReaderParts};
-use crate::port::{Clock, CommandAddress, Store};
+use crate::port::{Clock, CommandAddress, Sink, Store};
 use crate::store::SqliteStore;
 use crate::telemetry::metrics::Metrics;
 
@@ -42,6 +42,8 @@ const BEHIND_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Api {
     /// Source of everything that is read.
     pub live: Arc<LiveState>,
+    /// Source of what is to be known of each sink.
+    pub sinks: BTreeMap<SinkName, Arc<dyn Sink>>,
     /// Source of older events, for streams that resume.
     pub store: Arc<SqliteStore>,
     /// Time to which the `age` of a filter refers.
@@ -71,7 +73,9 @@ impl http::Api for Api {
         let sink = |(name, buffer): (&SinkName, &Arc<ChangeBuffer>)| {
             let report = buffer.last_report();
             let not_connected = || (!report.is_connected).then(|| "not connected yet".to_owned());
-            (name.clone(), ComponentReadiness::new(sink_problem(&report, viewer).or_else(not_connected)))
+            let notes = self.sinks.get(name).map(|sink| sink.notes()).unwrap_or_default();
+            let problem = sink_problem(&report, viewer).or_else(not_connected);
+            (name.clone(), ComponentReadiness::new(problem).with_notes(notes))
         };
         let servers: BTreeMap<_, _> = self.live.names().filter_map(server).collect();
         let sinks: BTreeMap<_, _> = self.live.buffers().map(sink).collect();

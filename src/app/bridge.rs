@@ -171,6 +171,7 @@ impl Bridge {
         let (live, clock) = (Arc::clone(&self.common.live), Arc::clone(&self.common.clock));
         let api = Api {
             live,
+            sinks: self.sinks.iter().map(|(name, parts)| (name.clone(), Arc::clone(&parts.sink))).collect(),
             store: Arc::clone(&self.store),
             clock,
             caller,

@@ -10,6 +10,7 @@ use super::open_store;
 use crate::config::{Broker, Config, Server, Webhook};
 use crate::model::{HookKey, ServerName, SinkName};
 use crate::port::{Clock, HookRequest, Hooks, Scope, SinkStore as _, SystemClock};
+use crate::sinks::broker::{BrokerSink, Purged};
 use crate::store::SqliteStore;
 
 /// Connects to every server, broker and webhook once, without sending an event. Returns what each answered, or why it
@@ -28,12 +29,12 @@ pub async fn probe(config: &Config) -> Vec<(String, anyhow::Result<String>)> {
     answers
 }
 
-/// Clears every retained message and bucket entry that this instance published. Returns, for each broker, how many topics
-/// were cleared, or why they could not be.
+/// Clears every retained message and bucket entry that this instance published, and nothing of another one. Returns, for
+/// each broker, what was cleared and what was not, or why nothing could be.
 ///
 /// # Errors
 /// The state cannot be opened; a running bridge uses it, for one.
-pub async fn purge(config: &Config) -> anyhow::Result<Vec<(SinkName, anyhow::Result<usize>)>> {
+pub async fn purge(config: &Config) -> anyhow::Result<Vec<(SinkName, anyhow::Result<String>)>> {
     // The lock of the store also proves that no bridge is running, which would publish everything again.
     let (store, _) = open_store(config, Arc::new(SystemClock))?;
     let mut purged = Vec::new();
@@ -44,14 +45,22 @@ pub async fn purge(config: &Config) -> anyhow::Result<Vec<(SinkName, anyhow::Res
     Ok(purged)
 }
 
-async fn purge_broker(name: &SinkName, broker: &Broker, store: &SqliteStore) -> anyhow::Result<usize> {
+async fn purge_broker(name: &SinkName, broker: &Broker, store: &SqliteStore) -> anyhow::Result<String> {
     let state = store.load_sink(name).await.context("read the retained topics")?;
     let topics: Vec<String> = state.retained_topics.into_iter().collect();
-    let count = build_broker(broker, BTreeMap::new())?.purge(topics.clone()).await?;
+    let sink = build_broker(broker, BTreeMap::new())?;
+    let Purged { cleared, kept } = sink.purge(topics.clone()).await?;
+    let topics = topics.into_iter().filter(|topic| !kept.contains(topic)).collect();
     // Only after the broker has acknowledged: an interrupted purge finds the rest in the registry.
     store.unregister_topics(name, topics).await.context("unregister the cleared topics")?;
     store.save_projection_state(name, "{}".to_owned()).await.context("reset the saved projection")?;
-    Ok(count)
+    let kept = if kept.is_empty() { String::new() } else { format!(", {} kept", kept.len()) };
+    Ok(with_notes(format!("{cleared} topics cleared{kept}"), &*sink))
+}
+
+/// Appends what users should know of a sink.
+fn with_notes(text: String, sink: &dyn BrokerSink) -> String {
+    std::iter::once(text).chain(sink.notes()).collect::<Vec<_>>().join("; ")
 }
 
 async fn probe_server(name: &ServerName, instance: &str, server: &Server) -> anyhow::Result<String> {
@@ -83,8 +92,9 @@ fn describe_hooks(hooks: &Hooks) -> String {
 }
 
 async fn probe_broker(broker: &Broker) -> anyhow::Result<String> {
-    build_broker(broker, BTreeMap::new())?.probe().await?;
-    Ok("accepts this login".to_owned())
+    let sink = build_broker(broker, BTreeMap::new())?;
+    sink.probe().await?;
+    Ok(with_notes("accepts this login".to_owned(), &*sink))
 }
 
 async fn probe_webhook(webhook: &Webhook) -> anyhow::Result<String> {

@@ -6,6 +6,5 @@ use crate::app;
 pub(super) fn run(options: Options) -> CommandResult {
     let config = options.load_or_report()?;
     let purged = start_runtime()?.block_on(app::purge(&config)).map_err(failed)?;
-    let answer = |cleared: anyhow::Result<usize>| cleared.map(|count| format!("{count} topics cleared"));
-    report_peers(purged.into_iter().map(|(broker, cleared)| (format!("broker {broker}"), answer(cleared))))
+    report_peers(purged.into_iter().map(|(broker, answer)| (format!("broker {broker}"), answer)))
 }

@@ -83,12 +83,20 @@ pub struct Readiness {
 pub struct ComponentReadiness {
     ready: bool,
     problem: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
 }
 
 impl ComponentReadiness {
     /// A component is ready if it has no problem.
     pub fn new(problem: Option<String>) -> Self {
-        Self { ready: problem.is_none(), problem }
+        Self { ready: problem.is_none(), problem, notes: Vec::new() }
+    }
+
+    /// Adds what users should know, without a problem.
+    #[must_use]
+    pub fn with_notes(self, notes: Vec<String>) -> Self {
+        Self { notes, ..self }
     }
 
     /// Returns whether the component has no problem.

@@ -25,6 +25,11 @@ impl Registry {
         Self { topics: topics.into_iter().collect(), ..Self::default() }
     }
 
+    /// Returns every topic that is registered.
+    pub fn topics(&self) -> impl Iterator<Item = &String> {
+        self.topics.iter()
+    }
+
     /// Whether a topic is registered.
     pub fn contains(&self, topic: &str) -> bool {
         self.topics.contains(topic)

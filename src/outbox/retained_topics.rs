@@ -93,9 +93,15 @@ impl RetainedTopics {
         Ok(self.adopt(scan, found).await?)
     }
 
-    /// Takes responsibility for what was found. A server that the sink knows from a lost state has to report that with
-    /// `journal_reset`.
-    async fn adopt(&mut self, scan: RetainedScan, found: BTreeMap<ServerName, Vec<String>>) -> Result<(), StoreError> {
+    /// Takes responsibility for what was found, unless another instance may have retained it. A server that the sink knows
+    /// from a lost state has to report that with `journal_reset`.
+    async fn adopt(
+        &mut self,
+        scan: RetainedScan,
+        mut found: BTreeMap<ServerName, Vec<String>>,
+    ) -> Result<(), StoreError> {
+        found.values_mut().for_each(|topics| topics.retain(|topic| !self.parts.sink.is_shared(topic)));
+        found.retain(|_, topics| !topics.is_empty());
         let DispatcherParts { settings, store, live, .. } = &*self.parts;
         let sink = &settings.name;
         // A topic that is registered is of this state, so only another one proves that a state was lost.
@@ -121,11 +127,29 @@ impl RetainedTopics {
 
     /// Ends the scan once everything found belongs to servers whose torrents are known. Not earlier: after a crash
     /// nothing would say any more which topics are to be left alone.
+    ///
+    /// Where another instance shares a server, requires one with the next link: what is left there when it does not any more is
+    /// ours to clear.
     pub async fn save_scan(&mut self) -> Result<(), StoreError> {
+        if self.parts.sink.has_shared_servers() {
+            return self.require_scan().await;
+        }
         if self.scan.is_some() && self.has_scanned && self.found.is_empty() {
             let saved = self.parts.store.set_retained_scan(&self.parts.settings.name, None).await;
             if unless_full(saved)?.is_some() {
                 self.scan = None;
+            }
+        }
+        Ok(())
+    }
+
+    async fn require_scan(&mut self) -> Result<(), StoreError> {
+        self.has_scanned = false;
+        if self.scan.is_none() {
+            let scan = Some(RetainedScan { is_first_run: false });
+            let saved = self.parts.store.set_retained_scan(&self.parts.settings.name, scan).await;
+            if unless_full(saved)?.is_some() {
+                self.scan = scan;
             }
         }
         Ok(())
@@ -136,11 +160,14 @@ impl RetainedTopics {
         self.found.keys().any(|server| self.is_known(server) == Some(true))
     }
 
-    /// Plans to clear all topics but these, and those that the scan found of servers whose torrents are not known yet.
+    /// Plans to clear all topics but these, those that the scan found of servers whose torrents are not known yet, and those
+    /// where another instance may have retained something.
     pub fn clear_all_but(&mut self, wanted: impl IntoIterator<Item = String>) {
         let found = std::mem::take(&mut self.found);
         self.found = found.into_iter().filter(|(server, _)| self.is_known(server) == Some(false)).collect();
-        self.registry.retain_only(&wanted.into_iter().chain(self.found.values().flatten().cloned()).collect());
+        let shared = self.registry.topics().filter(|topic| self.parts.sink.is_shared(topic));
+        let kept = wanted.into_iter().chain(self.found.values().flatten().cloned()).chain(shared.cloned()).collect();
+        self.registry.retain_only(&kept);
     }
 
     fn is_known(&self, server: &ServerName) -> Option<bool> {

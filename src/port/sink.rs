@@ -40,6 +40,16 @@ pub trait Sink: Send + Sync {
         Ok(BTreeMap::new())
     }
 
+    /// Whether another instance of the bridge publishes a server of ours at the receiver, too, or did so in this run.
+    fn has_shared_servers(&self) -> bool {
+        false
+    }
+
+    /// Whether another instance may have retained what is under this topic: it is neither adopted nor cleared as an orphan.
+    fn is_shared(&self, _topic: &str) -> bool {
+        false
+    }
+
     /// Whether a delivery is for this sink; one that is not is passed over, and counts as delivered.
     fn wants(&self, _delivery: &Delivery) -> bool {
         true

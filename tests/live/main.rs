@@ -36,6 +36,7 @@ mod lost_answers;
 mod magnets;
 mod mqtt_link;
 mod nats;
+mod neighbours;
 mod odd_adds;
 mod odd_bodies;
 mod odd_torrents;

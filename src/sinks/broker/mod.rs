@@ -6,11 +6,14 @@
 //! messages in [`super::mqtt`], streams and acknowledgement subjects in [`super::nats`].
 
 pub mod address;
+pub mod claims;
 pub mod cloud_event;
 pub mod on_demand;
 pub mod other_service;
 pub mod prefix;
 pub mod url;
+
+use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -27,6 +30,15 @@ pub fn status_body(is_online: bool) -> Bytes {
     Bytes::from_static(if is_online { ONLINE } else { OFFLINE })
 }
 
+/// The result of a purge.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// Number of topics or keys that were cleared.
+    pub cleared: usize,
+    /// Those that were not, because another instance may have retained what is there.
+    pub kept: BTreeSet<String>,
+}
+
 /// A sink that is a broker: what the bridge does with it besides delivering.
 #[async_trait]
 pub trait BrokerSink: Sink {
@@ -38,10 +50,10 @@ pub trait BrokerSink: Sink {
     /// Connects and disconnects, without publishing, so that a running bridge is not disturbed.
     async fn probe(&self) -> Result<(), DeliverError>;
 
-    /// Clears these topics or keys and everything else of ours that a scan finds, and returns their number.
+    /// Clears these topics or keys and everything else of ours that a scan finds, but nothing of another instance.
     ///
     /// For a bridge that does not run: it would publish again what is cleared here.
-    async fn purge(&self, names: Vec<String>) -> Result<usize, DeliverError>;
+    async fn purge(&self, names: Vec<String>) -> Result<Purged, DeliverError>;
 
     /// Connects for a bridge that does not run and has something to send all the same.
     async fn connect_detached(&self) -> Result<Connected, DeliverError> {

@@ -8,6 +8,7 @@ use rustls::ClientConfig;
 use tracing::info;
 
 use crate::model::Retain;
+use crate::sinks::broker::claims::Claims;
 use crate::sinks::broker::other_service::OtherService;
 use crate::tls::{self, TlsError};
 
@@ -30,12 +31,16 @@ pub(super) struct Broker {
     tls: Option<Arc<ClientConfig>>,
     /// The broker said that it does not speak MQTT 5.
     refuses_5: AtomicBool,
+    /// The servers of other instances there.
+    pub claims: Claims,
     /// Whether another bridge uses our `instance` there.
     pub namesake: NamesakeSuspicion,
     /// Home Assistant's presence, if there is one.
     pub presence: Arc<Presence>,
     /// Number of connections in a row that ended before the broker answered the question for its name.
     pub unanswered_name_requests: AtomicU32,
+    /// The same, of the question for other instances.
+    pub unanswered_claim_requests: AtomicU32,
 }
 
 impl Broker {
@@ -46,14 +51,17 @@ impl Broker {
             false => None,
         };
         let topics = Topics::new(settings.prefix.clone(), &*settings.instance, settings.retain != Retain::None);
+        let claims = Claims::new(settings.name.clone(), &*settings.instance, &settings.servers);
         Ok(Self {
             settings,
+            claims,
             topics,
             tls,
             refuses_5: AtomicBool::default(),
             namesake: NamesakeSuspicion::default(),
             presence: Arc::default(),
             unanswered_name_requests: AtomicU32::default(),
+            unanswered_claim_requests: AtomicU32::default(),
         })
     }
 

@@ -36,8 +36,9 @@ const ACK_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 const BROKER_NAME_TOPIC: &str = "$SYS/broker/version";
 /// The beginning of the name of brokers that take messages in order or close the connection.
 const IN_ORDER_BROKER: &[u8] = b"mosquitto ";
-/// Number of connections in a row that may end over the question for the broker's name before it is no longer asked.
-const NAME_REQUESTS_MAX: u32 = 2;
+/// Number of connections in a row that may end over an optional subscription before it is no longer made: some brokers close
+/// the connection over one that is not allowed.
+const OPTIONAL_REQUESTS_MAX: u32 = 2;
 
 /// Drives the connection and resolves what was sent.
 pub(super) struct Driver {
@@ -52,6 +53,8 @@ pub(super) struct Driver {
     /// The bridge does not run: nothing is published about its status, and nothing subscribed to.
     is_detached: bool,
     status_guard: StatusGuard,
+    /// The subscription to what other instances tell of themselves was not answered yet.
+    awaits_claims: bool,
     /// The subscription to status topics was answered.
     is_subscribed: bool,
     ack_check: Interval,
@@ -69,6 +72,7 @@ impl Driver {
         if !is_detached {
             driver.warn_of_missing_abilities();
             driver.publish_online().await?;
+            driver.request_claims()?;
             // Only now: before it the retained status is `offline`, which the guard would take for a late last will.
             driver.subscribe().await?;
         }
@@ -89,6 +93,7 @@ impl Driver {
             birth_topic: broker.home_assistant_names().map(|names| names.birth()),
             is_detached,
             status_guard: StatusGuard::default(),
+            awaits_claims: false,
             is_subscribed: false,
             ack_check: interval(ACK_CHECK_INTERVAL),
             broker,
@@ -120,6 +125,19 @@ impl Driver {
         Ok(())
     }
 
+    /// Asks which servers other instances publish. Brokers send what is retained before they answer the subscription behind
+    /// this one, so it is known when the link begins.
+    fn request_claims(&mut self) -> Result<(), ConnectionError> {
+        let unanswered = &self.broker.unanswered_claim_requests;
+        if unanswered.load(Ordering::Relaxed) < OPTIONAL_REQUESTS_MAX {
+            unanswered.fetch_add(1, Ordering::Relaxed);
+            let filter = self.broker.topics.info_filter();
+            self.publisher.client.subscribe(std::iter::once(filter), Qos::AtMostOnce)?;
+            self.awaits_claims = true;
+        }
+        Ok(())
+    }
+
     async fn subscribe(&mut self) -> Result<(), ConnectionError> {
         let topics: Vec<String> = self.status_topics().cloned().collect();
         self.publisher.client.subscribe(topics.into_iter(), Qos::AtLeastOnce)?;
@@ -137,8 +155,7 @@ impl Driver {
     fn request_broker_name(&self) {
         let unanswered = &self.broker.unanswered_name_requests;
         let is_strict = self.publisher.state().ordering == EventOrdering::Strict;
-        // Some brokers close the connection over a subscription that is not allowed, so it is not tried for ever.
-        if is_strict && unanswered.load(Ordering::Relaxed) < NAME_REQUESTS_MAX {
+        if is_strict && unanswered.load(Ordering::Relaxed) < OPTIONAL_REQUESTS_MAX {
             unanswered.fetch_add(1, Ordering::Relaxed);
             // Nothing waits for the answer: until it comes, ordering is strict. If it is lost, so is the connection.
             self.publisher.client.subscribe(std::iter::once(BROKER_NAME_TOPIC.to_owned()), Qos::AtMostOnce).ok();
@@ -169,6 +186,10 @@ impl Driver {
         match event {
             Event::Written(id) => return self.on_written(id),
             Event::Acknowledged(id, puback) => return self.on_acknowledged(id, puback),
+            Event::Subscribed(_) if self.awaits_claims => {
+                self.awaits_claims = false;
+                self.broker.unanswered_claim_requests.store(0, Ordering::Relaxed);
+            }
             Event::Subscribed(_) if self.is_subscribed => {
                 self.broker.unanswered_name_requests.store(0, Ordering::Relaxed);
             }
@@ -194,6 +215,9 @@ impl Driver {
     fn on_received(&mut self, Received { topic, body, is_retained, .. }: &Received) {
         if self.birth_topic.as_ref() == Some(topic) {
             self.broker.presence.on_status(body, *is_retained);
+        }
+        if let Some(instance) = self.broker.topics.instance_of_info(topic) {
+            self.broker.claims.on_info(instance, body);
         }
         if topic == BROKER_NAME_TOPIC && body.starts_with(IN_ORDER_BROKER) {
             // mosquitto has no reason to put a message off by itself; a plugin that does ends the link as `Deferred`.

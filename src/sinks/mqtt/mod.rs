@@ -31,7 +31,8 @@ use tracing::{info, warn};
 
 use crate::model::ServerName;
 use crate::port::{Clock, CommandSource, Connected, DeliverError, Delivery, Projection, Sink};
-use crate::sinks::broker::BrokerSink;
+use crate::sinks::broker::claims::INFO_BYTES_MAX;
+use crate::sinks::broker::{BrokerSink, Purged};
 
 pub use crate::sinks::home_assistant::{HomeAssistant, Limits};
 pub use crate::tls::{ClientCert, TlsError};
@@ -45,6 +46,7 @@ use driver::Driver;
 use message::Message;
 use namesake::NAMESAKE_RETRY;
 use publisher::REQUESTS_MAX;
+use retained::STATUS_BYTES_MAX;
 use topics::Qos;
 use wire::{ConnectOptions, ConnectionError, ErrorKind, Protocol};
 
@@ -74,11 +76,30 @@ impl MqttSink {
     }
 
     async fn read_retained(&self, filters: Vec<String>) -> Result<Vec<(String, Bytes)>, DeliverError> {
+        self.read_retained_up_to(filters, STATUS_BYTES_MAX).await
+    }
+
+    async fn read_retained_up_to(
+        &self,
+        filters: Vec<String>,
+        body_bytes_max: usize,
+    ) -> Result<Vec<(String, Bytes)>, DeliverError> {
         let read = |protocol| {
             let (client, events) = self.broker.open_probe(protocol);
-            retained::read(client, events, filters.clone())
+            retained::read(client, events, filters.clone(), body_bytes_max)
         };
         Ok(self.broker.attempt(read).await?)
+    }
+
+    /// Reads which servers other instances publish.
+    async fn read_claims(&self) -> Result<(), DeliverError> {
+        let Broker { topics, claims, .. } = &*self.broker;
+        for (topic, body) in self.read_retained_up_to(vec![topics.info_filter()], INFO_BYTES_MAX).await? {
+            if let Some(instance) = topics.instance_of_info(&topic) {
+                claims.on_info(instance, &body);
+            }
+        }
+        Ok(())
     }
 
     /// Leaves the client id to another bridge, as long as the status says that one is online while we are disconnected.
@@ -130,10 +151,14 @@ impl BrokerSink for MqttSink {
 
     /// Under another client id than a running bridge.
     async fn probe(&self) -> Result<(), DeliverError> {
-        self.read_retained(Vec::new()).await.map(|_| ())
+        self.read_retained(Vec::new()).await?;
+        // A login that may not read this can do all that a bridge needs.
+        self.read_claims().await.ok();
+        Ok(())
     }
 
-    async fn purge(&self, topics: Vec<String>) -> Result<usize, DeliverError> {
+    async fn purge(&self, topics: Vec<String>) -> Result<Purged, DeliverError> {
+        self.read_claims().await?;
         let mut topics: BTreeSet<String> = topics.into_iter().collect();
         let Broker { settings, topics: ours, .. } = &*self.broker;
         let names = self.broker.home_assistant_names();
@@ -145,6 +170,7 @@ impl BrokerSink for MqttSink {
                 || names.as_ref().is_some_and(|names| names.device_of(topic).is_some())
         };
         topics.extend(found.into_iter().map(|(topic, _)| topic).filter(is_ours));
+        let kept: BTreeSet<String> = topics.extract_if(.., |topic| self.is_shared(topic)).collect();
         // Devices go before their states: without a state Home Assistant would show them as unavailable meanwhile.
         let (discovery, others): (Vec<_>, Vec<_>) = topics.into_iter().partition(|topic| topic.ends_with("/config"));
         let topics = [discovery, others].concat();
@@ -153,7 +179,7 @@ impl BrokerSink for MqttSink {
             retained::clear(client, events, topics.clone())
         };
         self.broker.attempt(clear).await?;
-        Ok(topics.len())
+        Ok(Purged { cleared: topics.len(), kept })
     }
 
     /// Without a last will, and without publishing a status.
@@ -200,6 +226,19 @@ impl Sink for MqttSink {
         self.broker.topics.own_retained()
     }
 
+    fn has_shared_servers(&self) -> bool {
+        self.broker.claims.was_shared()
+    }
+
+    fn is_shared(&self, topic: &str) -> bool {
+        let Broker { topics, claims, .. } = &*self.broker;
+        topics.server_of_retained(topic).is_some_and(|server| claims.has(&server))
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.broker.claims.notes()
+    }
+
     fn projection(&self) -> Option<Box<dyn Projection>> {
         let (settings, names) = (&self.broker.settings, self.broker.home_assistant_names()?);
         let wanted = settings.home_assistant.clone()?;
@@ -208,6 +247,7 @@ impl Sink for MqttSink {
     }
 
     async fn scan_retained(&self, servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
+        self.read_claims().await?;
         let mut found: BTreeMap<ServerName, Vec<String>> = BTreeMap::new();
         let names = self.broker.home_assistant_names();
         for (topic, _) in self.read_retained(self.retained_filters(servers)).await? {

@@ -15,19 +15,20 @@ const RETAINED_MAX: usize = 200_000;
 /// Maximum size of their topics and bodies together. Others may retain anything below the prefix; what a scan does not
 /// reach stays retained.
 const RETAINED_BYTES_MAX: usize = 32 << 20;
-/// Maximum size of a body that is collected: that of a status. A longer one is left empty.
-const BODY_BYTES_MAX: usize = 64;
+/// Maximum size of the body of a status.
+pub(super) const STATUS_BYTES_MAX: usize = 64;
 
-/// Connects, reads what is retained under these filters, and disconnects.
+/// Connects, reads what is retained under these filters, and disconnects. A body of more than `body_bytes_max` is left empty.
 pub(super) async fn read(
     client: Client,
     mut events: EventLoop,
     filters: Vec<String>,
+    body_bytes_max: usize,
 ) -> Result<Vec<(String, Bytes)>, ConnectionError> {
     events.connected().await?;
     let retained = match filters.is_empty() {
         true => Vec::new(),
-        false => read_filters(&client, &mut events, filters).await?,
+        false => read_filters(&client, &mut events, filters, body_bytes_max).await?,
     };
     if client.disconnect().is_ok() {
         events.disconnected().await?;
@@ -39,6 +40,7 @@ async fn read_filters(
     client: &Client,
     events: &mut EventLoop,
     filters: Vec<String>,
+    body_bytes_max: usize,
 ) -> Result<Vec<(String, Bytes)>, ConnectionError> {
     client.subscribe(filters.clone().into_iter(), Qos::AtMostOnce)?;
     // MQTT does not say where retained messages end. The answer to this one comes behind those that the first has brought.
@@ -60,7 +62,7 @@ async fn read_filters(
             // A message without the flag was published just now, by a bridge that runs: it is not left over.
             Event::Received(received) if received.is_retained => {
                 // Copied: a part of what was read would keep all of it, which is up to 16 MiB.
-                let is_short = received.body.len() <= BODY_BYTES_MAX;
+                let is_short = received.body.len() <= body_bytes_max;
                 let body = if is_short { Bytes::copy_from_slice(&received.body) } else { Bytes::new() };
                 bytes += received.topic.len() + body.len() + size_of::<(String, Bytes)>();
                 retained.push((received.topic, body));

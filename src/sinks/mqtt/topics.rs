@@ -105,6 +105,19 @@ impl Topics {
         is_retained.then_some(server)
     }
 
+    /// Returns the filter that matches what every instance tells of itself.
+    pub fn info_filter(&self) -> String {
+        self.addresses.join(&["bridge", "+", "info"])
+    }
+
+    /// Returns the instance that tells of itself in this topic.
+    pub fn instance_of_info<'t>(&self, topic: &'t str) -> Option<&'t str> {
+        match self.addresses.levels(topic)?[..] {
+            ["bridge", instance, "info"] => Some(instance),
+            _ => None,
+        }
+    }
+
     /// Returns filters that match the commands to these servers and to the bridge.
     pub fn command_filters(&self, servers: &[ServerName]) -> Vec<String> {
         self.addresses.command_patterns(servers).into_iter().map(|commands| commands.pattern).collect()

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use super::message::Message;
 use super::reply::{Denied, parse_violation};
 use super::settings::{Login, ServerUrl, Settings};
+use super::subjects::BUCKET_STREAM;
 use crate::model::error_chain;
 use crate::port::DeliverError;
 use crate::sinks::broker::other_service::OtherService;
@@ -168,6 +169,13 @@ impl Connection {
     pub async fn request_api(&mut self, subject: &str, body: String) -> Result<Bytes, ConnectionError> {
         let permission = "publish to $JS.API.STREAM.INFO.* and $JS.API.STREAM.CREATE.*, subscribe to _INBOX.>";
         self.request(subject, Request::new().payload(body.into()), permission).await
+    }
+
+    /// Reads a message of the bucket's stream and returns the body of the reply.
+    pub async fn read_state(&mut self, body: String) -> Result<Bytes, ConnectionError> {
+        let subject = format!("$JS.API.STREAM.MSG.GET.{BUCKET_STREAM}");
+        let permission = format!("publish to {subject}, subscribe to _INBOX.>");
+        self.request(&subject, Request::new().payload(body.into()), &permission).await
     }
 
     /// Publishes to JetStream and returns the body of its reply.

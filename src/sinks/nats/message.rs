@@ -18,6 +18,9 @@ use super::subjects::{Subjects, bucket_subject};
 /// Maximum length of an error text in a header; longer ones are of no use to readers of `nats req`.
 const HEADER_CHARS_MAX: usize = 300;
 
+/// The header of a state in the bucket that names the instance which stored it.
+pub const INSTANCE_HEADER: &str = "dtorrent-instance";
+
 /// The acknowledgement of a publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AckKind {
@@ -54,6 +57,12 @@ impl Message {
     /// Returns the bridge's own status. NATS has no last will: after a crash no `offline` is published.
     pub fn bridge_status(subjects: &Subjects, is_online: bool) -> Self {
         Self::new(subjects.addresses.bridge_status(), status_body(is_online))
+    }
+
+    /// Returns the value of a key in the bucket, with the name of the instance that stores it.
+    fn state(key: &str, body: Bytes, instance: &str) -> Self {
+        let headers = headers([(INSTANCE_HEADER, instance)]);
+        Self { headers, ack: AckKind::JetStream, ..Self::new(bucket_subject(key), body) }
     }
 
     /// Returns the purge of a key in the bucket: its history goes, and watchers are notified (ADR-8).
@@ -111,8 +120,7 @@ pub fn messages(subjects: &Subjects, instance: &str, is_stored: bool, delivery: 
         Delivery::Updated { body, .. } => vec![Message { headers: event_headers, ..Message::new(subject, body) }],
         Delivery::State { body, .. } => {
             // Twice: whoever subscribes to the subject gets changes without JetStream, and the bucket shows the last one.
-            let stored =
-                key.map(|key| Message { ack: AckKind::JetStream, ..Message::new(bucket_subject(&key), body.clone()) });
+            let stored = key.map(|key| Message::state(&key, body.clone(), instance));
             std::iter::once(Message::json(subject, body)).chain(stored).collect()
         }
         Delivery::Files { body, .. }

@@ -29,7 +29,8 @@ use tracing::{info, warn};
 
 use crate::model::{Seq, ServerName};
 use crate::port::{Clock, CommandSource, Connected, DeliverError, Delivery, Sink};
-use crate::sinks::broker::BrokerSink;
+use crate::sinks::broker::claims::Claims;
+use crate::sinks::broker::{BrokerSink, Purged};
 use crate::tls;
 
 pub use crate::tls::{ClientCert, TlsError};
@@ -46,6 +47,9 @@ use subjects::Subjects;
 /// The note of a sink without JetStream.
 const NOT_STORED: &str = "jetstream = false: nothing is stored here, so who does not listen misses events and states";
 
+/// Maximum number of states of each server whose writer a probe reads.
+const PROBED_KEYS_MAX: usize = 100;
+
 /// A NATS system, as far as both connections have it in common.
 struct System {
     settings: Settings,
@@ -56,6 +60,10 @@ struct System {
     /// Counters of the service: requests arrive on one connection, and are replied to on the other.
     stats: ServiceStats,
     history: SendHistory,
+    /// The servers of other instances, as the states in the bucket show them.
+    claims: Claims,
+    /// Keys in the bucket that other instances stored.
+    foreign: Mutex<BTreeSet<String>>,
 }
 
 impl System {
@@ -69,7 +77,9 @@ impl System {
         let tls = if is_needed { Some(made?) } else { made.ok() };
         let subjects = Subjects::new(settings.prefix.clone(), &*settings.instance, settings.jetstream);
         let stats = ServiceStats::new(format!("{:016x}", rand::random::<u64>()));
-        Ok(Self { settings, subjects, tls, siblings: Mutex::default(), stats, history: SendHistory::new(before) })
+        let claims = Claims::new(settings.name.clone(), &*settings.instance, &settings.servers);
+        let (siblings, foreign, history) = (Mutex::default(), Mutex::default(), SendHistory::new(before));
+        Ok(Self { settings, subjects, tls, siblings, stats, history, claims, foreign })
     }
 
     /// Returns the servers to try: those of the config in random order, then the others of the cluster.
@@ -80,6 +90,30 @@ impl System {
         urls.shuffle(&mut rand::rng());
         urls.extend(siblings.iter().filter(|url| !self.settings.urls.contains(url)).cloned());
         urls
+    }
+
+    /// Reads who stored these states, and returns the keys that are not those of another instance.
+    ///
+    /// # Errors
+    /// The login may not read them, for example. Nothing is known then, so nothing may be taken for ours.
+    async fn without_foreign(
+        &self,
+        connection: &mut Connection,
+        keys: BTreeSet<String>,
+    ) -> Result<BTreeSet<String>, ConnectionError> {
+        let mut own = BTreeSet::new();
+        let mut foreign: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for key in keys {
+            let other = stream::writer(connection, &key).await?.filter(|instance| *instance != self.settings.instance);
+            let keys = other.map_or(&mut own, |instance| foreign.entry(instance).or_default());
+            keys.insert(key);
+        }
+        let server = |key: &String| ServerName::parse(key.split_once('.')?.0).ok();
+        let claimed =
+            foreign.iter().map(|(instance, keys)| (instance.clone(), keys.iter().filter_map(server).collect()));
+        self.claims.record_all(claimed.collect());
+        *self.foreign.lock().unwrap_or_else(PoisonError::into_inner) = foreign.into_values().flatten().collect();
+        Ok(own)
     }
 
     fn has_others(&self) -> bool {
@@ -161,27 +195,34 @@ impl BrokerSink for NatsSink {
         let mut connection = self.system.connect("probe", REPLIES_MAX).await?;
         if settings.jetstream {
             stream::check(&mut connection, settings, subjects).await?;
+            let mut some = BTreeSet::new();
+            for server in &settings.servers {
+                some.extend(stream::keys(&mut connection, server).await?.into_iter().take(PROBED_KEYS_MAX));
+            }
+            // A login that may not read this can do all that a bridge needs.
+            self.system.without_foreign(&mut connection, some).await.ok();
         }
         Ok(())
     }
 
-    async fn purge(&self, names: Vec<String>) -> Result<usize, DeliverError> {
+    async fn purge(&self, names: Vec<String>) -> Result<Purged, DeliverError> {
         let settings = &self.system.settings;
         if !settings.jetstream {
-            return Ok(0);
+            return Ok(Purged::default());
         }
         let mut connection = self.system.connect("purge", REPLIES_MAX).await?;
         if !stream::has_bucket(&mut connection).await? {
-            return Ok(0);
+            return Ok(Purged::default());
         }
-        let mut keys: BTreeSet<String> = names.into_iter().collect();
+        let mut all: BTreeSet<String> = names.into_iter().collect();
         for server in &settings.servers {
-            keys.extend(stream::keys(&mut connection, server).await?);
+            all.extend(stream::keys(&mut connection, server).await?);
         }
-        for key in &keys {
+        let own = self.system.without_foreign(&mut connection, all.clone()).await?;
+        for key in &own {
             stream::purge(&mut connection, key).await?;
         }
-        Ok(keys.len())
+        Ok(Purged { cleared: own.len(), kept: all.difference(&own).cloned().collect() })
     }
 }
 
@@ -196,21 +237,35 @@ impl Sink for NatsSink {
     }
 
     async fn scan_retained(&self, servers: &[ServerName]) -> Result<BTreeMap<ServerName, Vec<String>>, DeliverError> {
-        let mut found = BTreeMap::new();
+        let mut found: BTreeMap<ServerName, Vec<String>> = BTreeMap::new();
         // Without JetStream nothing is stored, and the bucket of an earlier configuration cannot be reached.
         if self.system.settings.jetstream {
             let mut connection = self.system.connect("scan", REPLIES_MAX).await?;
+            let mut all = BTreeMap::new();
             for server in servers {
                 let keys = stream::keys(&mut connection, server).await?;
-                if !keys.is_empty() {
-                    found.insert(server.clone(), keys);
+                all.extend(keys.into_iter().map(|key| (key, server)));
+            }
+            for key in self.system.without_foreign(&mut connection, all.keys().cloned().collect()).await? {
+                if let Some(server) = all.get(&key) {
+                    found.entry((*server).clone()).or_default().push(key);
                 }
             }
         }
         Ok(found)
     }
 
+    fn has_shared_servers(&self) -> bool {
+        self.system.claims.was_shared()
+    }
+
+    fn is_shared(&self, key: &str) -> bool {
+        self.system.foreign.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
+    }
+
     fn notes(&self) -> Vec<String> {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        notes.extend(self.system.claims.notes());
+        notes
     }
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tracing::info;
 
 use super::connection::{Connection, ConnectionError};
-use super::message::Message;
+use super::message::{INSTANCE_HEADER, Message};
 use super::reply::{ApiError, PublishReply, parse_publish_reply};
 use super::settings::Settings;
 use super::subjects::{BUCKET, BUCKET_STREAM, STREAM, Subjects, bucket_subject, covers, overlap};
@@ -116,6 +116,27 @@ pub async fn keys(connection: &mut Connection, server: &ServerName) -> Result<Ve
         }
         keys.extend(page);
     }
+}
+
+/// Returns the instance that stored the value of a key; `None` if there is none, or an earlier version stored it.
+pub async fn writer(connection: &mut Connection, key: &str) -> Result<Option<String>, ConnectionError> {
+    let request = json!({"last_by_subj": bucket_subject(key)});
+    Ok(writer_in(&connection.read_state(request.to_string()).await?))
+}
+
+fn writer_in(answer: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Answer {
+        message: Stored,
+    }
+    #[derive(Deserialize)]
+    struct Stored {
+        hdrs: String,
+    }
+    let Answer { message: Stored { hdrs } } = serde_json::from_slice(answer).ok()?;
+    let headers = String::from_utf8(data_encoding::BASE64.decode(hdrs.as_bytes()).ok()?).ok()?;
+    let mut lines = headers.lines().filter_map(|line| line.split_once(':'));
+    lines.find(|(name, _)| name.eq_ignore_ascii_case(INSTANCE_HEADER)).map(|(_, value)| value.trim().to_owned())
 }
 
 /// Whether there is a bucket.
@@ -365,6 +386,24 @@ mod tests {
         assert_eq!(check_bucket(&parsed(&bucket(1)), 1), Ok(Vec::new()));
         let clustered = check_stream(&parsed(&stream(&subjects(), 3)), &subjects(), 3).unwrap();
         assert!(clustered.ordering == EventOrdering::Strict && clustered.notes.is_empty());
+    }
+
+    #[test]
+    fn the_instance_that_stored_a_state_is_read_from_its_headers() {
+        let answer = |headers: &str| {
+            let hdrs = data_encoding::BASE64.encode(headers.as_bytes());
+            json!({"type": "x", "message": {"subject": "s", "seq": 1, "hdrs": hdrs, "data": ""}}).to_string()
+        };
+        for (headers, expected) in [
+            ("NATS/1.0\r\ndtorrent-instance: main\r\n\r\n", Some("main")),
+            ("NATS/1.0\r\nKV-Operation: PURGE\r\nDtorrent-Instance:b\r\n\r\n", Some("b")),
+            ("NATS/1.0\r\nKV-Operation: PURGE\r\n\r\n", None),
+        ] {
+            assert_eq!(writer_in(answer(headers).as_bytes()).as_deref(), expected, "{headers}");
+        }
+        let none = json!({"error": {"code": 404, "err_code": 10037, "description": "no message found"}});
+        assert_eq!(writer_in(none.to_string().as_bytes()), None);
+        assert_eq!(writer_in(br#"{"message": {"subject": "s", "seq": 1, "data": ""}}"#), None);
     }
 
     #[test]
