@@ -546,6 +546,27 @@ fn a_variable_finds_the_name_in_the_file_whatever_its_case() {
 }
 
 #[test]
+fn variables_that_kubernetes_makes_for_services_are_no_keys() {
+    let url = "tcp://10.0.0.7:8787";
+    let variables = ["DTORRENT", "DTORRENT_HTTP", "DTORRENT_SERVERS_2"].map(|service| {
+        [
+            ("SERVICE_HOST", "10.0.0.7"),
+            ("SERVICE_PORT", "8787"),
+            ("SERVICE_PORT_METRICS", "8788"),
+            ("PORT", url),
+            ("PORT_8787_TCP", url),
+            ("PORT_8787_TCP_PROTO", "tcp"),
+            ("PORT_8787_TCP_PORT", "8787"),
+            ("PORT_8787_TCP_ADDR", "10.0.0.7"),
+            ("PORT_53_UDP_ADDR", "10.0.0.7"),
+        ]
+        .map(|(name, text)| (format!("{service}_{name}"), text))
+    });
+    let variables: Vec<(&str, &str)> = variables.iter().flatten().map(|(name, text)| (name.as_str(), *text)).collect();
+    loaded(SERVER, &variables);
+}
+
+#[test]
 fn a_fault_from_the_environment_names_the_variable() {
     for (name, text, expected) in [
         (
@@ -561,6 +582,10 @@ fn a_fault_from_the_environment_names_the_variable() {
             "HOME: servers.home: is a string, not a table; write [servers.home] and its keys",
         ),
         ("DTORRENT_COLOUR", "x", "COLOUR: colour: is an unknown key; known here:"),
+        ("DTORRENT_HTTP_TOKEN", "x", "http_token: is an unknown key; did you mean `DTORRENT_HTTP__TOKEN`?"),
+        ("DTORRENT_HTTP_PORT", "8787", "http_port: is an unknown key; did you mean `DTORRENT_HTTP__PORT`?"),
+        ("DTORRENT_SERVERS_HOME_URL", "x", "did you mean `DTORRENT_SERVERS__HOME__URL`?"),
+        ("DTORRENT_SERVERS__HOME_URL", "x", "did you mean `DTORRENT_SERVERS__HOME__URL`? write [servers.home_url]"),
         ("DTORRENT_LOG__", "x", "LOG__: names no key; write"),
         ("DTORRENT_", "x", "DTORRENT_: names no key; write"),
         ("DTORRENT_HTTP__TOKEN", "", "TOKEN: http.token: is empty; write the secret"),

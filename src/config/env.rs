@@ -16,9 +16,6 @@ const PREFIX: &str = "DTORRENT_";
 /// Variables with the prefix that are not keys.
 const OTHER_VARIABLES: [&str; 2] = ["DTORRENT_CONFIG", "DTORRENT_LIVE"];
 
-/// Prefixes of variables that Kubernetes sets in every pod for a service named `dtorrent`, and that are not keys either.
-const KUBERNETES: [&str; 2] = ["DTORRENT_SERVICE_", "DTORRENT_PORT"];
-
 /// Maximum number of parts of a key; no key has as many.
 const DEPTH_MAX: usize = 8;
 
@@ -57,6 +54,9 @@ pub fn layers(variables: &[(OsString, OsString)], below: &Dict) -> (Vec<Layer>, 
     let mut errors = Vec::new();
     for (name, text) in variables {
         let name = name.to_string_lossy().into_owned();
+        if is_of_service(&name, &text.to_string_lossy()) {
+            continue;
+        }
         let Some(parts) = key_parts(&name) else { continue };
         let mut fault = |wrong: &str, right: &str| {
             let place = Place::Variable(name.clone());
@@ -78,9 +78,37 @@ pub fn layers(variables: &[(OsString, OsString)], below: &Dict) -> (Vec<Layer>, 
 }
 
 fn key_parts(variable: &str) -> Option<Vec<String>> {
-    let is_foreign = OTHER_VARIABLES.contains(&variable) || KUBERNETES.iter().any(|start| variable.starts_with(start));
-    let rest = variable.strip_prefix(PREFIX).filter(|_| !is_foreign)?;
+    let rest = variable.strip_prefix(PREFIX).filter(|_| !OTHER_VARIABLES.contains(&variable))?;
     Some(rest.split("__").map(str::to_lowercase).collect())
+}
+
+/// Returns whether Kubernetes has set the variable, in every pod, for a Service whose name begins with `dtorrent`:
+/// `…_SERVICE_HOST`, `…_SERVICE_PORT`, `…_SERVICE_PORT_{NAME}`, and in the form of Docker's links `…_PORT` and
+/// `…_PORT_{NUMBER}_{PROTOCOL}`, the latter also with `_PROTO`, `_PORT` and `_ADDR`.
+///
+/// A `…_PORT` without the URL that Kubernetes writes there is a key whose name is wrong.
+fn is_of_service(variable: &str, text: &str) -> bool {
+    let Some(service) = variable.strip_prefix("DTORRENT").filter(|rest| !rest.contains("__")) else { return false };
+    let is_link = |(_, rest): (&str, &str)| {
+        let mut parts = rest.split('_');
+        let is_number = parts.next().is_some_and(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()));
+        is_number && parts.next().is_some_and(|protocol| ["TCP", "UDP", "SCTP"].contains(&protocol))
+    };
+    let is_url = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| text.starts_with(scheme));
+    service.ends_with("_SERVICE_HOST")
+        || service.ends_with("_SERVICE_PORT")
+        || service.contains("_SERVICE_PORT_")
+        || service.ends_with("_PORT") && is_url
+        || service.split_once("_PORT_").is_some_and(is_link)
+}
+
+/// Returns the variable whose last part is `first` and `rest` instead of the two joined by one underscore.
+///
+/// For a person who knows the dots of a key, and not that they are two underscores here.
+pub fn split(variable: &str, first: &str, rest: &str) -> Option<String> {
+    let [first, rest] = [first, rest].map(str::to_uppercase);
+    let before = variable.strip_suffix(&format!("{first}_{rest}"))?;
+    Some(format!("{before}{first}__{rest}"))
 }
 
 fn as_below(parts: &[String], below: &Dict) -> Vec<String> {

@@ -102,6 +102,14 @@ impl Context {
         }
     }
 
+    /// Returns the name of the environment variable that a value is from.
+    fn variable(&self, value: &Value, path: &[String]) -> Option<String> {
+        match self.place(value, path) {
+            Place::Variable(variable) => Some(variable),
+            Place::File { .. } | Place::Flag(_) | Place::Nowhere => None,
+        }
+    }
+
     /// Notes an error of the key at `path`, at the place of `value`.
     fn note(&self, path: &[String], value: Option<&Value>, Fault { wrong, right }: Fault) {
         let place = value.map_or(Place::Nowhere, |value| self.place(value, path));
@@ -382,8 +390,13 @@ impl<'a> Table<'a> {
         for (free, value) in self.dict_below(name) {
             let mut path = self.path_of(name);
             path.push(free.clone());
-            if let Some(fault) = not_a_table(&path, Some(value)) {
-                self.context.note(&path, Some(value), fault);
+            if let Some(Fault { wrong, right }) = not_a_table(&path, Some(value)) {
+                let likely = free
+                    .match_indices('_')
+                    .map(|(at, _)| (&free[..at], &free[at + 1..]))
+                    .find(|(_, key)| forms.iter().any(|form| form.names().contains(*key)))
+                    .and_then(|(free, key)| env::split(&self.context.variable(value, &path)?, free, key));
+                self.context.note(&path, Some(value), Fault::new(wrong, did_you_mean(likely) + &right));
             }
             let Some(dict) = value.as_dict() else { continue };
             // The form decides which keys are known.
@@ -443,12 +456,25 @@ impl<'a> Table<'a> {
                 ),
                 None => {
                     let list = known.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-                    let nearest = nearest(name, known.iter().map(String::as_str));
-                    let nearest = nearest.map_or(String::new(), |nearest| format!("did you mean `{nearest}`? "));
-                    ("is an unknown key".to_owned(), format!("{nearest}known here: {list}"))
+                    let nearest = || nearest(name, known.iter().map(String::as_str)).map(str::to_owned);
+                    let likely = self.likely_variable(name).or_else(nearest);
+                    ("is an unknown key".to_owned(), format!("{}known here: {list}", did_you_mean(likely)))
                 }
             };
             self.fault(name, Fault::new(wrong, right));
+        }
+    }
+
+    /// Returns the variable that was likely meant, where one names an unknown key that begins with the name of a table.
+    fn likely_variable(&self, name: &str) -> Option<String> {
+        let tables = self.section.iter().filter(|key| matches!(key.form, Form::Section(_) | Form::Named(_)));
+        let (key, rest) =
+            tables.filter_map(|key| Some((key, name.strip_prefix(key.name)?.strip_prefix('_')?))).next()?;
+        let variable = self.context.variable(self.get(name)?, &self.path_of(name))?;
+        let split = env::split(&variable, key.name, rest)?;
+        match (key.form, rest.split_once('_')) {
+            (Form::Named(_), Some((free, rest))) => env::split(&split, free, rest),
+            _ => Some(split),
         }
     }
 }
@@ -497,6 +523,10 @@ fn wrong_type(value: &Value, wanted: &str, right: &str) -> Fault {
         Value::Array(..) => "a list",
     };
     Fault::new(format!("is {found}, not {wanted}"), right)
+}
+
+fn did_you_mean(likely: Option<String>) -> String {
+    likely.map_or(String::new(), |likely| format!("did you mean `{likely}`? "))
 }
 
 fn not_a_table(path: &[String], value: Option<&Value>) -> Option<Fault> {
