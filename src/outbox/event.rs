@@ -18,17 +18,14 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::background::{Request, start, unless_full};
-use super::cursor::SinkCursor;
+use super::background::unless_full;
 use super::dead_letters::PendingDeadLetters;
 use super::parts::DispatcherParts;
+use super::server_events::{ServerEvents, outgoing};
 use super::{DeliveryId, Outbox, Outcome, Outgoing, Rejection};
 use crate::log_throttle::LogThrottle;
 use crate::model::{JournalEntry, Seq, ServerName};
-use crate::port::{Delivery, EventOrdering, Store, StoreError};
-
-/// Entries read from the journal at once.
-const READ_MAX: u16 = 256;
+use crate::port::{EventOrdering, StoreError};
 
 /// The events of one sink that are pending or in flight. See the module.
 pub(super) struct EventOutbox {
@@ -53,30 +50,6 @@ enum Deferral {
     Saved,
 }
 
-/// The journal of one server on its way to the sink.
-struct ServerEvents {
-    server: ServerName,
-    cursor: SinkCursor,
-    /// From here on events are to be sent again.
-    rewind: Option<Seq>,
-    /// Events are sent again, and the end of the journal has not been reached since.
-    is_replaying: bool,
-    read_ahead: Option<ReadAhead>,
-}
-
-/// Entries on their way from the store, so that they are there when they are needed.
-struct ReadAhead {
-    after: Seq,
-    entries: Request<Vec<JournalEntry>>,
-}
-
-impl ReadAhead {
-    fn start(store: &Arc<dyn Store>, server: &ServerName, after: Seq) -> Self {
-        let (store, server) = (Arc::clone(store), server.clone());
-        Self { after, entries: start(async move { store.read_after(&server, after, READ_MAX).await }) }
-    }
-}
-
 impl EventOutbox {
     /// Continues after `cursors`, the last entry of each server that the sink has.
     pub fn new(
@@ -84,13 +57,7 @@ impl EventOutbox {
         cursors: impl IntoIterator<Item = (ServerName, Seq)>,
         has_deferred: bool,
     ) -> Self {
-        let servers = cursors.into_iter().map(|(server, seq)| ServerEvents {
-            server,
-            cursor: SinkCursor::new(seq),
-            rewind: None,
-            is_replaying: false,
-            read_ahead: None,
-        });
+        let servers = cursors.into_iter().map(|(server, seq)| ServerEvents::new(server, seq));
         // Before anything is read from the store, so that no entry falls between the two.
         parts.buffer.buffer_entries_of(&parts.settings.servers);
         Self {
@@ -118,12 +85,20 @@ impl EventOutbox {
 
     /// Returns the cursor of a server: the last entry up to which all are dealt with.
     pub fn cursor(&self, server: &ServerName) -> Seq {
-        let events = self.servers.iter().find(|events| events.server == *server);
-        events.map(|events| events.cursor.position()).unwrap_or_default()
+        self.server(server).map(ServerEvents::position).unwrap_or_default()
+    }
+
+    /// Returns the cursor to be saved, which is further back while events are sent again.
+    pub fn saved_cursor(&self, server: &ServerName) -> Seq {
+        self.server(server).map(ServerEvents::saved_position).unwrap_or_default()
     }
 
     fn is_strict(&self) -> bool {
         self.ordering == EventOrdering::Strict || self.deferral != Deferral::Never
+    }
+
+    fn server(&self, server: &ServerName) -> Option<&ServerEvents> {
+        self.servers.iter().find(|events| events.server == *server)
     }
 
     fn server_mut(&mut self, server: &ServerName) -> Option<&mut ServerEvents> {
@@ -133,7 +108,7 @@ impl EventOutbox {
     fn take_rewinds(&mut self) {
         for (server, from) in self.parts.buffer.take_rewinds() {
             if let Some(events) = self.server_mut(&server) {
-                events.rewind = Some(events.rewind.map_or(from, |noted| noted.min(from)));
+                events.rewind(from);
             }
         }
     }
@@ -146,7 +121,7 @@ impl EventOutbox {
                     if let Some(entry) = self.dead_letters.saved()
                         && let Some(events) = self.server_mut(&entry.server)
                     {
-                        events.cursor.acknowledge(entry.seq);
+                        events.acknowledge(entry.seq);
                     }
                     self.unblock();
                 }
@@ -206,7 +181,7 @@ impl Outbox for EventOutbox {
         let Some(events) = self.server_mut(&server) else { return Ok(None) };
         match outcome {
             Ok(()) => {
-                let delivered = events.cursor.acknowledge(seq);
+                let delivered = events.acknowledge(seq);
                 if let Some(entry) = &delivered {
                     self.dead_letters.acknowledged(entry);
                 }
@@ -215,7 +190,7 @@ impl Outbox for EventOutbox {
                 Ok(delivered)
             }
             Err(Rejection { reason, .. }) => {
-                let Some(entry) = events.cursor.in_flight(seq).cloned() else { return Ok(None) };
+                let Some(entry) = events.in_flight(seq).cloned() else { return Ok(None) };
                 let sink = &self.parts.settings.name;
                 warn!(%sink, id = %entry.id, reason = &*reason, "event rejected, moving it to the dead-letter queue");
                 self.dead_letters.rejected(entry, reason.to_string(), Instant::now());
@@ -237,7 +212,7 @@ impl Outbox for EventOutbox {
 
     fn reset_in_flight(&mut self) {
         for events in &mut self.servers {
-            events.cursor.reset_in_flight();
+            events.reset_in_flight();
         }
         self.dead_letters.reset_in_flight();
     }
@@ -246,70 +221,9 @@ impl Outbox for EventOutbox {
     fn backlog(&self) -> u64 {
         let behind = |events: &ServerEvents| {
             let published = self.parts.live.last_seq(&events.server);
-            published.0.saturating_sub(events.cursor.position().0)
+            published.0.saturating_sub(events.position().0)
         };
         self.servers.iter().map(behind).sum()
-    }
-}
-
-fn outgoing(entry: JournalEntry) -> Outgoing {
-    (DeliveryId::Event(entry.server.clone(), entry.seq), Delivery::Event(entry))
-}
-
-impl ServerEvents {
-    /// Returns the next entry that may be sent and is for the sink; all others are passed over.
-    async fn next(&mut self, parts: &DispatcherParts, is_strict: bool) -> Result<Option<Outgoing>, StoreError> {
-        loop {
-            // A replay that is asked for while one goes on begins when that has caught up: what is new by then waits for one
-            // replay, however many are asked for.
-            if let Some(from) = self.rewind.filter(|_| !self.is_replaying) {
-                if !self.cursor.rewind(from) {
-                    // In flight: nothing new is sent until that is answered, then the replay begins.
-                    return Ok(None);
-                }
-                self.rewind = None;
-                self.is_replaying = true;
-            }
-            if is_strict && self.cursor.has_in_flight() {
-                return Ok(None);
-            }
-            self.refill(parts).await?;
-            let Some(entry) = self.cursor.send_next() else {
-                let has_caught_up = std::mem::take(&mut self.is_replaying);
-                if has_caught_up && self.rewind.is_some() {
-                    continue;
-                }
-                return Ok(None);
-            };
-            let (seq, is_selected) = (entry.seq, parts.settings.events.contains(&entry.kind));
-            let (id, delivery) = outgoing(entry);
-            if is_selected && parts.sink.wants(&delivery) {
-                return Ok(Some((id, delivery)));
-            }
-            // The sink does not receive the entry, so what it knows of the torrent stays.
-            self.cursor.acknowledge(seq);
-        }
-    }
-
-    async fn refill(&mut self, parts: &DispatcherParts) -> Result<(), StoreError> {
-        let published = parts.live.last_seq(&self.server);
-        let Some(after) = self.cursor.needs_entries_after(published) else { return Ok(()) };
-        let mut entries = parts.buffer.take_entries(&self.server, after);
-        if entries.is_empty() {
-            let ahead = self.read_ahead.take().filter(|ahead| ahead.after == after);
-            let ahead = ahead.unwrap_or_else(|| ReadAhead::start(&parts.store, &self.server, after));
-            entries = ahead.entries.await?;
-            if entries.is_empty() {
-                // Given up for this sink while its delivery was blocked: a dead letter names the range.
-                self.cursor.skip_to(published);
-            }
-            // An entry that is committed and not published yet would be followed by the state from before it.
-            entries.retain(|entry| entry.seq <= published);
-        }
-        self.cursor.fill(entries);
-        let next = self.cursor.reads_on_after(published);
-        self.read_ahead = next.map(|after| ReadAhead::start(&parts.store, &self.server, after));
-        Ok(())
     }
 }
 
@@ -321,7 +235,7 @@ mod tests {
     use super::super::retention::Retain;
     use super::super::testing::{TestSetup, acknowledge, home, ids, rejected, sink_name};
     use super::*;
-    use crate::port::SinkStore as _;
+    use crate::port::{Delivery, SinkStore as _};
     use crate::store::Options;
 
     fn outbox(setup: &TestSetup, cursor: u64, has_deferred: bool) -> EventOutbox {
@@ -464,7 +378,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_rewind_waits_for_what_is_in_flight_and_then_sends_again() {
+    async fn a_replay_sends_what_is_in_flight_again_once_it_is_acknowledged() {
         let setup = TestSetup::new().await;
         let mut outbox = outbox(&setup, 0, false);
         setup.publish_events(3).await;
@@ -473,10 +387,47 @@ mod tests {
         assert!(outbox.next(9).await.unwrap().is_empty());
         acknowledge(&mut outbox, batch).await;
         assert_eq!(seqs(&outbox.next(9).await.unwrap()), [2, 3]);
+        assert_eq!((outbox.cursor(&home()), outbox.saved_cursor(&home())), (Seq(3), Seq(1)));
+        outbox.reset_in_flight();
+        let again = outbox.next(9).await.unwrap();
+        assert_eq!(seqs(&again), [2, 3], "also over a new link");
+        acknowledge(&mut outbox, again).await;
+        assert!(outbox.next(9).await.unwrap().is_empty());
+        assert_eq!(outbox.saved_cursor(&home()), Seq(3));
     }
 
     #[tokio::test]
-    async fn events_that_are_new_wait_for_one_replay_however_many_are_asked_for() {
+    async fn a_replay_of_a_long_journal_delays_nothing_that_is_new() {
+        for has_deferred in [false, true] {
+            let setup = TestSetup::new().await;
+            let mut outbox = outbox(&setup, 1_000, has_deferred);
+            setup.publish_events(1_000).await;
+            setup.parts.buffer.rewind(&home(), Seq(1));
+            let (mut sent, mut published) = (Vec::new(), 1_000);
+            loop {
+                let batch = outbox.next(8).await.unwrap();
+                if batch.is_empty() {
+                    break;
+                }
+                sent.extend(seqs(&batch));
+                acknowledge(&mut outbox, batch).await;
+                if published < 1_020 {
+                    published += 1;
+                    setup.publish_events(1).await;
+                    let next = outbox.next(1).await.unwrap();
+                    assert_eq!(seqs(&next), [published], "at once");
+                    sent.extend(seqs(&next));
+                    acknowledge(&mut outbox, next).await;
+                }
+            }
+            let replayed: Vec<u64> = sent.iter().copied().filter(|seq| *seq <= 1_000).collect();
+            assert_eq!(replayed, (1..=1_000).collect::<Vec<u64>>());
+            assert_eq!(sent.len(), 1_020);
+        }
+    }
+
+    #[tokio::test]
+    async fn replays_that_are_asked_for_during_one_become_one() {
         let setup = TestSetup::new().await;
         let mut outbox = outbox(&setup, 0, false);
         setup.publish_events(3).await;
@@ -488,13 +439,29 @@ mod tests {
             let batch = outbox.next(1).await.unwrap();
             sent.extend(seqs(&batch));
             acknowledge(&mut outbox, batch).await;
-            if step < 3 {
+            if step < 2 {
                 setup.parts.buffer.rewind(&home(), Seq(1));
             }
             if step == 0 {
                 setup.publish_events(1).await;
             }
         }
-        assert_eq!(sent, [1, 2, 3, 4, 1, 2, 3, 4]);
+        assert_eq!(sent, [1, 4, 2, 3, 1, 2, 3, 4]);
+    }
+
+    #[tokio::test]
+    async fn a_rejected_event_of_a_replay_is_a_dead_letter_and_the_replay_goes_on() {
+        let setup = TestSetup::new().await;
+        let mut outbox = outbox(&setup, 0, false);
+        setup.publish_events(3).await;
+        let batch = outbox.next(3).await.unwrap();
+        acknowledge(&mut outbox, batch).await;
+        setup.parts.buffer.rewind(&home(), Seq(1));
+        let replayed = outbox.next(3).await.unwrap();
+        outbox.resolve(ids(&replayed)[1].clone(), rejected("never")).await.unwrap();
+        assert_eq!((outbox.cursor(&home()), outbox.saved_cursor(&home())), (Seq(3), Seq(0)));
+        acknowledge(&mut outbox, replayed.into_iter().step_by(2).collect()).await;
+        assert!(outbox.next(9).await.unwrap().is_empty());
+        assert_eq!(outbox.saved_cursor(&home()), Seq(3));
     }
 }

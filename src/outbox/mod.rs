@@ -49,6 +49,7 @@ pub mod registry;
 mod result;
 mod retained_topics;
 pub mod retention;
+mod server_events;
 mod state;
 #[cfg(test)]
 mod testing;

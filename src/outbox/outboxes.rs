@@ -164,7 +164,9 @@ impl Outboxes {
     fn current_progress(&mut self) -> Progress {
         let sent_revs = self.states.sent_revs().into_iter();
         sent_revs
-            .map(|(server, sent_rev)| (server.clone(), SinkProgress { cursor: self.events.cursor(&server), sent_rev }))
+            .map(|(server, sent_rev)| {
+                (server.clone(), SinkProgress { cursor: self.events.saved_cursor(&server), sent_rev })
+            })
             .collect()
     }
 
