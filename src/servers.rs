@@ -2,13 +2,12 @@
 //!
 //! The bridge and the library share them. Sinks and command sources are theirs.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::commands::{CommandSender, Queue, QueuedCommand, Request, Sources, Worker, WorkerParts};
+use crate::commands::{CommandMemory, Queue, Sources, Worker, WorkerParts, take_up_unfinished};
 use crate::live_state::LiveServer;
 use crate::model::{Interner, ServerName, TrackerNames};
-use crate::port::{LoggedCommand, Store, StoreError};
+use crate::port::{Store, StoreError};
 use crate::supervise::Group;
 use crate::watch::Watcher;
 
@@ -22,13 +21,18 @@ pub struct ServerParts {
 }
 
 impl ServerParts {
-    /// Builds the parts of a watched server; `unfinished` are the commands that an earlier run did not answer.
-    pub fn new(
+    /// Builds the parts of a watched server, whose queue begins with the commands that an earlier run did not answer.
+    ///
+    /// # Errors
+    /// The command log cannot be read.
+    pub async fn build(
         watcher: Watcher,
         sources: Sources,
         tracker_names: TrackerNames,
-        unfinished: Vec<QueuedCommand>,
-    ) -> Self {
+        memory: &Arc<CommandMemory>,
+    ) -> Result<Self, StoreError> {
+        let queue = Arc::new(Queue::new(Arc::clone(memory)));
+        take_up_unfinished(&watcher.common, Some(&watcher.server), &queue).await?;
         let worker = WorkerParts {
             server: watcher.server.clone(),
             client: Arc::clone(&watcher.client),
@@ -37,7 +41,7 @@ impl ServerParts {
             sources,
             tracker_names,
         };
-        Self { queue: Arc::new(Queue::new(unfinished)), worker: Arc::new(worker), watcher }
+        Ok(Self { queue, worker: Arc::new(worker), watcher })
     }
 
     /// Spawns the tasks of the server.
@@ -66,23 +70,4 @@ pub async fn load(store: &dyn Store, server: &ServerName) -> Result<LiveServer, 
         Arc::make_mut(&mut snapshot.torrent).intern(&mut interner);
     }
     Ok(LiveServer::from(loaded))
-}
-
-/// Reads the commands that an earlier run did not answer, by server; `None` for the bridge itself.
-///
-/// # Errors
-/// The command log cannot be read.
-pub async fn unfinished_commands(
-    store: &dyn Store,
-) -> Result<BTreeMap<Option<ServerName>, Vec<QueuedCommand>>, StoreError> {
-    let parsed = |command: LoggedCommand| {
-        // Only bodies that could be parsed were logged; another version may think otherwise of one.
-        let request = Request::parse(command.verb?, command.hash, &command.body).ok()?;
-        Some(QueuedCommand { command, request, sender: CommandSender::default() })
-    };
-    let mut by_server: BTreeMap<_, Vec<QueuedCommand>> = BTreeMap::new();
-    for queued in store.unfinished_commands().await?.into_iter().filter_map(parsed) {
-        by_server.entry(queued.command.server.clone()).or_default().push(queued);
-    }
-    Ok(by_server)
 }

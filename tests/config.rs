@@ -289,7 +289,7 @@ template = '{"text": "{{ title }}"}'
     let errors = parse(toml).unwrap_err().to_string();
     let expected = r#"
 x.toml:1: instance: `Main` is not an instance name; use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved
-x.toml:2: colour: is an unknown key; known here: add_urls, brokers, data_dir, http, instance, log, servers, webhooks
+x.toml:2: colour: is an unknown key; known here: add_urls, brokers, data_dir, http, instance, log, memory_max, servers, webhooks
 x.toml:4: log.level: `loud` is an unknown value; write "error" or "warn" or "info" or "debug" or "trace" or "off"
 x.toml:6: http.listen: `somewhere` is not an address to listen on; write an IP address and a port, "127.0.0.1:8787", or "off"
 x.toml:8: servers.Home: `Home` is not a valid name; use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved
@@ -391,6 +391,24 @@ fn a_duration_or_rate_without_a_unit_is_answered_with_one() {
             _ => format!("[servers.a]\nurl = 'unix:///x'\n{sinks}[{table}]\n{line}\n"),
         };
         let errors = parse(&toml).unwrap_err().to_string();
+        assert!(errors.contains(expected), "{line}: {errors}");
+    }
+}
+
+#[test]
+fn the_memory_for_queues_has_a_lower_bound() {
+    let servers = "[servers.a]\nurl = 'unix:///x'\n";
+    for (line, expected) in
+        [("", 256 << 20), ("memory_max = '32MiB'", 32 << 20), ("memory_max = '1 GB'", 1_000_000_000)]
+    {
+        assert_eq!(parse(&format!("{line}\n{servers}")).unwrap().memory_max.bytes(), expected);
+    }
+    for (line, expected) in [
+        ("memory_max = '31MiB'", "memory_max: `31MiB` is less than 32MiB; write at least 32MiB, as in \"256MiB\""),
+        ("memory_max = 'much'", "memory_max: `much` is not an amount of bytes; write at least 32MiB"),
+        ("memory_max = 256", "memory_max: is a number without a unit; write it with a unit, in quotes"),
+    ] {
+        let errors = parse(&format!("{line}\n{servers}")).unwrap_err().to_string();
         assert!(errors.contains(expected), "{line}: {errors}");
     }
 }

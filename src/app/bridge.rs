@@ -17,25 +17,24 @@ use super::dead_letters::Replayer;
 use super::hooks::{self, HookedClient};
 use super::report::BridgeReporter;
 use crate::commands::{
-    Admission, BridgeWorker, Caller, CommandReceiver, Common, Queue, QueuedCommand, Sources, answer_for_removed_servers,
+    Admission, BridgeWorker, Caller, CommandMemory, CommandReceiver, Common, Queue, Sources,
+    answer_for_removed_servers, take_up_unfinished,
 };
 use crate::config::{Broker, BrokerKind, Config};
 use crate::http;
 use crate::live_state::LiveState;
 use crate::log_throttle::retry_while_full;
-use crate::model::{Kind, ServerName, SinkName, Timestamp, TrackerNames, Verb};
+use crate::model::{Kind, MemoryShares, ServerName, SinkName, Timestamp, TrackerNames, Verb};
 use crate::outbox::retention::Retain;
 use crate::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
 use crate::port::{Clock, Sink, Store};
-use crate::servers::{ServerParts, load, unfinished_commands};
+use crate::servers::{ServerParts, load};
 use crate::sinks::broker::BrokerSink;
 use crate::sinks::webhook::{Endpoint, WebhookSink};
 use crate::store::{Recovery, SqliteStore};
 use crate::supervise::Group;
 use crate::telemetry::metrics::Metrics;
 use crate::watch::{FilePublisher, HookInstaller, Watcher};
-
-type Unfinished = BTreeMap<Option<ServerName>, Vec<QueuedCommand>>;
 
 /// A bridge. Tasks share it and take from it what they need at each start.
 pub(super) struct Bridge {
@@ -44,6 +43,7 @@ pub(super) struct Bridge {
     servers: BTreeMap<ServerName, ServerParts>,
     sinks: BTreeMap<SinkName, SinkParts>,
     endpoints: Endpoints,
+    shares: MemoryShares,
     reporter: Arc<dyn Reporter>,
     /// Executes commands to the bridge itself.
     worker: BridgeWorker,
@@ -74,7 +74,9 @@ impl Bridge {
         let sinks = servers_by_sink(config);
         retry_while_full("the sinks", || store.declare_sinks(&sinks)).await.context("declare the sinks")?;
         let dyn_store: Arc<dyn Store> = store.clone();
-        let live = load_live_state(config, &*dyn_store, sinks.keys().cloned()).await?;
+        // Commands come from brokers and over HTTP.
+        let shares = config.memory_max.shares(config.brokers.len() + 1, sinks.len());
+        let live = load_live_state(config, &*dyn_store, sinks.keys().cloned(), shares).await?;
         let is_first_run = recovery.is_new && !recovery.lost;
         // Before the first event of this run: a new sink begins with the present, and a known one must never count as new.
         for (sink, servers) in &sinks {
@@ -84,10 +86,13 @@ impl Bridge {
                 .with_context(|| format!("store the first cursor of {sink}"))?;
         }
         let common = Common { store: dyn_store, live, clock };
-        let mut unfinished = unfinished_commands(&*common.store).await.context("read the command log")?;
+        let memory = Arc::new(CommandMemory::new(shares));
+        // Before any command is read: the log says at how many crashes each of them ran.
+        let counted = retry_while_full("a start", || common.store.end_earlier_run(recovery.was_clean)).await;
+        counted.context("write the command log")?;
         let names = TrackerNames::new(store.key());
-        let servers = build_servers(config, recovery, &names, &mut unfinished, &common)?;
-        let worker = build_worker(unfinished, &common).await?;
+        let servers = build_servers(config, recovery, &names, &common, &memory).await?;
+        let worker = build_worker(config, &common, &memory).await?;
         let (sinks, endpoints) = build_sinks(config, &common)?;
         let start = Instant::now();
         let reporter = Arc::new(BridgeReporter {
@@ -95,10 +100,24 @@ impl Bridge {
             sinks: sinks.iter().map(|(name, parts)| (name.clone(), Arc::clone(&parts.sink))).collect(),
             clock: Arc::clone(&common.clock),
             instance: config.instance.clone(),
+            memory_max: config.memory_max,
+            memory,
             start,
         });
         let (was_clean_shutdown, last_alive) = (recovery.was_clean, recovery.last_alive);
-        Ok(Self { store, common, servers, sinks, endpoints, reporter, worker, start, was_clean_shutdown, last_alive })
+        Ok(Self {
+            store,
+            common,
+            servers,
+            sinks,
+            endpoints,
+            shares,
+            reporter,
+            worker,
+            start,
+            was_clean_shutdown,
+            last_alive,
+        })
     }
 
     /// Spawns a dispatcher for each sink.
@@ -181,7 +200,7 @@ impl Bridge {
             stop: stop.clone(),
         };
         let access = http::AccessRules { token: config.http.token.clone(), hosts: config.http.hosts.clone() };
-        http::serve(listener, Arc::new(api), access, stop)
+        http::serve(listener, Arc::new(api), access, self.shares.incoming, stop)
     }
 
     fn dispatcher_parts(&self, name: &SinkName) -> DispatcherParts {
@@ -211,7 +230,8 @@ impl Bridge {
         let rights = broker.commands.clone();
         let allows = move |verb: &str| rights.allows(verb);
         let admission = self.admission(name.clone(), allows, broker.reply_prefixes.clone(), broker.servers());
-        Some(CommandReceiver { source, admission, unattended_since: self.last_alive })
+        let batch_bytes_max = self.shares.incoming;
+        Some(CommandReceiver { source, admission, batch_bytes_max, unattended_since: self.last_alive })
     }
 
     fn admission<'a>(
@@ -244,21 +264,22 @@ async fn load_live_state(
     config: &Config,
     store: &dyn Store,
     sinks: impl Iterator<Item = SinkName>,
+    shares: MemoryShares,
 ) -> anyhow::Result<Arc<LiveState>> {
     let mut servers = BTreeMap::new();
     for name in config.servers.keys() {
         let server = load(store, name).await.with_context(|| format!("load the state of {name}"))?;
         servers.insert(name.clone(), server);
     }
-    Ok(Arc::new(LiveState::new(servers, sinks)))
+    Ok(Arc::new(LiveState::with_shares(servers, sinks, shares)))
 }
 
-fn build_servers(
+async fn build_servers(
     config: &Config,
     recovery: &Recovery,
     names: &TrackerNames,
-    unfinished: &mut Unfinished,
     common: &Common,
+    memory: &Arc<CommandMemory>,
 ) -> anyhow::Result<BTreeMap<ServerName, ServerParts>> {
     let mut servers = BTreeMap::new();
     for (name, server) in &config.servers {
@@ -272,17 +293,19 @@ fn build_servers(
             is_state_lost: recovery.lost,
         };
         let sources = Sources::new(server.roots.clone(), config.add_urls.clone());
-        let of_server = unfinished.remove(&Some(name.clone())).unwrap_or_default();
-        servers.insert(name.clone(), ServerParts::new(watcher, sources, names.clone(), of_server));
+        let parts =
+            ServerParts::build(watcher, sources, names.clone(), memory).await.context("read the command log")?;
+        servers.insert(name.clone(), parts);
     }
     Ok(servers)
 }
 
 /// Builds the worker of the bridge itself, and answers the unfinished commands of servers that left the config.
-async fn build_worker(mut unfinished: Unfinished, common: &Common) -> anyhow::Result<BridgeWorker> {
-    let queue = Arc::new(Queue::new(unfinished.remove(&None).unwrap_or_default()));
+async fn build_worker(config: &Config, common: &Common, memory: &Arc<CommandMemory>) -> anyhow::Result<BridgeWorker> {
+    let queue = Arc::new(Queue::new(Arc::clone(memory)));
+    take_up_unfinished(common, None, &queue).await.context("read the command log")?;
     // Every command gets a result (I15), also if its server left the config.
-    let answered = answer_for_removed_servers(common, unfinished.into_values().flatten()).await;
+    let answered = answer_for_removed_servers(common, &config.servers.keys().cloned().collect()).await;
     answered.context("answer commands of a removed server")?;
     Ok(BridgeWorker { queue, common: common.clone(), set_log_level: Arc::new(crate::telemetry::set_level) })
 }

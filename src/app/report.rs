@@ -6,11 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::commands::BODY_BYTES_MAX;
+use crate::commands::{BODY_BYTES_MAX, CommandMemory};
 use crate::live_state::{HookReport, LiveState, PollReport, SinkReport};
 use crate::model::{
-    Check, CommandId, EVENT_SCHEMA, Health, HooksHealth, Info, RESULT_SCHEMA, ReportLimits, ServerHealth, ServerName,
-    SinkHealth, SinkName,
+    Check, CommandId, EVENT_SCHEMA, Health, HooksHealth, Info, MemoryBudget, RESULT_SCHEMA, ReportLimits, ServerHealth,
+    ServerName, SinkHealth, SinkName,
 };
 use crate::outbox::Reporter;
 use crate::port::{Clock, CommandLog as _, Hooks, Journal as _, Sink};
@@ -23,6 +23,8 @@ pub(super) struct BridgeReporter {
     pub(super) sinks: BTreeMap<SinkName, Arc<dyn Sink>>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) instance: String,
+    pub(super) memory_max: MemoryBudget,
+    pub(super) memory: Arc<CommandMemory>,
     pub(super) start: Instant,
 }
 
@@ -49,6 +51,8 @@ impl Reporter for BridgeReporter {
             time: self.clock.now(),
             uptime_seconds: self.start.elapsed().as_secs(),
             memory_bytes: metrics::resident_bytes(),
+            memory_max_bytes: self.memory_max.bytes(),
+            commands_bytes: self.memory.bytes(),
             servers: self.live.names().filter_map(server).collect(),
             sinks: sinks.collect(),
         };

@@ -183,6 +183,9 @@ fn report_outcome(outcome: &Outcome, names: &BTreeMap<InfoHash, &str>, done: &st
             Some(error) => print_message(&format!("{name}: {}", error.message)),
         }
     }
+    for (code, count) in &outcome.omitted {
+        print_message(&format!("{count} more: {code}"));
+    }
     match &outcome.error {
         _ if outcome.status == OutcomeStatus::Ok => Ok(()),
         None => Err(Exit::Failed),

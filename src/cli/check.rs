@@ -37,6 +37,7 @@ fn summary(config: &Config) -> String {
         file,
         instance,
         data_dir,
+        memory_max: _,
         add_urls: _,
         log: _,
         http,

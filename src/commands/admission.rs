@@ -223,6 +223,7 @@ impl Admission {
             expires_at: now.plus_millis(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
             reply: reply.or_else(|| reply_to.map(|topic| ReplyTo { topic: topic.to_owned(), correlation: None })),
             is_started: false,
+            crashes: 0,
         };
         let verb_text = printable(verb_text.as_bytes());
         let verdict = verdict.map_err(|refusal| self.refusal(&command, &verb_text, refusal));
@@ -290,8 +291,7 @@ impl Admission {
         };
         match (recorded, verdict, queue) {
             (Recorded::New, Ok(request), Some(queue)) => {
-                let (command, request, sender) = (command.clone(), request.clone(), sender.clone());
-                return queue.push(QueuedCommand { command, request, sender });
+                return queue.push(QueuedCommand::new(command.clone(), request.clone(), sender.clone()));
             }
             // A repeated id runs already, or is answered: the place in the queue was not needed.
             (_, Ok(request), Some(queue)) => queue.give_back(origin, request, command.body.len()),

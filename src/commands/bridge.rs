@@ -8,6 +8,7 @@ use super::common::Common;
 use super::errors::bad_request;
 use super::queue::{Queue, QueuedCommand};
 use super::results::{ResultBody, finish, take_up};
+use super::unfinished::read_on;
 use crate::model::{Operation, SinkName};
 use crate::port::StoreError;
 
@@ -33,6 +34,7 @@ impl BridgeWorker {
     pub async fn run(self, stop: CancellationToken) -> Result<(), StoreError> {
         take_up(&self.common, &self.queue).await?;
         loop {
+            read_on(&self.common, None, &self.queue).await?;
             while let Some(queued) = self.queue.next(self.common.clock.now()) {
                 let QueuedCommand { command, request, .. } = &queued;
                 // The queue hands out what has expired, too, so that it is answered in time.
@@ -41,7 +43,7 @@ impl BridgeWorker {
                 } else {
                     self.execute(&request.operation, request.dry_run, &command.origin)
                 };
-                finish(&self.common, &queued, body).await?;
+                finish(&self.common, command, &queued.sender, body).await?;
                 self.queue.done(&command.id);
             }
             // A command that arrived meanwhile left a permit, so none is missed between the loop above and this wait.
@@ -113,6 +115,7 @@ mod tests {
                 expires_at: Timestamp::from_millis(1000),
                 reply: None,
                 is_started: false,
+                crashes: 0,
                 digest: None,
             };
             let request = Request::parse(Verb::LogLevel, None, &body).unwrap();
@@ -120,7 +123,7 @@ mod tests {
             store.record_commands(vec![(command.clone(), None)]).await.unwrap();
             assert!(queue.reserve(&command.origin, &request, body.len()));
             let sender = CommandSender { waiter: Some(waiter), ..CommandSender::default() };
-            queue.push(QueuedCommand { command, request, sender });
+            queue.push(QueuedCommand::new(command, request, sender));
             callers.push(caller);
         }
         // The first worker writes the result of one command, and fails before it can say so.

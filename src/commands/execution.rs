@@ -125,7 +125,7 @@ impl Execution<'_> {
     /// # Errors
     /// Only a store that cannot be used any more.
     pub async fn run(&self) -> Result<(), StoreError> {
-        let finish = |body| finish(&self.parts.common, self.queued, body);
+        let finish = |body| finish(&self.parts.common, self.command, &self.queued.sender, body);
         if self.is_over() && self.command.is_started {
             let message = "the bridge was interrupted while the client was asked, and its time to live is over since";
             return finish(ResultBody::failed(CommandError::new(ErrorCode::Unconfirmed, message))).await;
@@ -174,6 +174,7 @@ impl Execution<'_> {
     async fn execute(&self) -> Result<ResultBody, StoreError> {
         let mut attempts = 0;
         while self.wait_for_client().await {
+            self.note_running(true).await?;
             let restarts = self.restarts();
             match self.attempt().await {
                 Ok(body) => return Ok(body),
@@ -181,7 +182,11 @@ impl Execution<'_> {
                 Err(Failure::Store(error)) => return Err(error),
                 // The live state says that the client answers until the next poll fails: without this wait the
                 // command would ask in a busy loop.
-                Err(Failure::Unreachable) => self.wait_for_poll().await,
+                Err(Failure::Unreachable) => {
+                    // Who waits for hours has no part in a crash.
+                    self.note_running(false).await?;
+                    self.wait_for_poll().await;
+                }
                 Err(Failure::Unanswered(error)) => {
                     attempts += 1;
                     if attempts == ATTEMPTS_MAX {
@@ -297,6 +302,16 @@ impl Execution<'_> {
     pub async fn note_start(&self) -> Result<(), StoreError> {
         let (server, id) = (self.command.server.as_ref(), &self.command.id);
         retry_while_full("a command", || self.parts.common.store.start_command(server, id)).await
+    }
+
+    /// Writes down whether it runs: one that does at several crashes of the bridge is given up.
+    async fn note_running(&self, runs: bool) -> Result<(), StoreError> {
+        let (server, id) = (self.command.server.as_ref(), &self.command.id);
+        match self.parts.common.store.set_running(server, id, runs).await {
+            // It is only a count, and not worth a wait.
+            Err(StoreError::Full { .. }) => Ok(()),
+            noted => noted,
+        }
     }
 
     /// Returns the live state of the server, with what wakes its watcher.

@@ -20,7 +20,7 @@ use crate::port::{CommandSource, DeliverError, Incoming, ResultBacklog, StoreErr
 const GOOD_CONNECTION_MIN: Duration = Duration::from_secs(1);
 /// No attempt to connect takes so long: what fails after that was connected before.
 const ATTEMPT_MAX: Duration = Duration::from_secs(15);
-/// A batch with so many bytes is complete.
+/// A batch of so many bytes is complete, whatever the memory.
 const BATCH_BYTES_MAX: usize = 16 << 20;
 
 /// With so many results of a sink unsent, or so many bytes, no more of its commands are taken until half of them are
@@ -37,6 +37,8 @@ pub struct CommandReceiver {
     pub source: Box<dyn CommandSource>,
     /// The checks that they have to pass.
     pub admission: Admission,
+    /// Memory for messages that are not admitted yet: a batch takes no more once it has so many bytes.
+    pub batch_bytes_max: usize,
     /// Earliest time since which no command was taken from the source; `None` if it is not known to have been unattended.
     pub unattended_since: Option<Timestamp>,
 }
@@ -109,7 +111,7 @@ impl CommandReceiver {
         let mut bytes = first.body.len();
         let mut batch = vec![self.with_wait(first)];
         while batch.len() < BATCH_MAX
-            && bytes < BATCH_BYTES_MAX
+            && bytes < BATCH_BYTES_MAX.min(self.batch_bytes_max)
             // Cancel-safe, so a message that is not there yet is not lost with the future.
             && let Some(next) = self.source.next().now_or_never()
         {
@@ -257,7 +259,8 @@ mod tests {
             },
         };
         let source = Box::new(Script { steps: steps.into_iter().collect(), clock: clock.clone() });
-        Setup { receiver: CommandReceiver { source, admission, unattended_since: None }, clock, store, queue }
+        let receiver = CommandReceiver { source, admission, batch_bytes_max: usize::MAX, unattended_since: None };
+        Setup { receiver, clock, store, queue }
     }
 
     #[tokio::test(start_paused = true)]
@@ -276,6 +279,7 @@ mod tests {
                 expires_at: clock.now(),
                 reply: None,
                 is_started: false,
+                crashes: 0,
             };
             let result = LoggedResult { status: OutcomeStatus::Ok, body: b"{}"[..].into() };
             store.record_commands(vec![(command, Some(result))]).await.unwrap();

@@ -1,11 +1,14 @@
 //! Results: the one answer of each command, and its line in the log.
 
+use std::collections::{BTreeMap, HashMap};
+
 use bytes::Bytes;
 use serde_json::Value;
 use tracing::{info, warn};
 
 use super::common::Common;
 use super::queue::{Queue, QueuedCommand};
+use super::sender::CommandSender;
 use crate::log_throttle::retry_while_full;
 use crate::model::{
     AUDIT, CommandError, ErrorCode, Outcome, OutcomeStatus, Page, ServerName, Timestamp, TorrentOutcome, Verb,
@@ -13,12 +16,17 @@ use crate::model::{
 };
 use crate::port::{LoggedCommand, LoggedResult, StoreError};
 
+/// Rows of failed torrents with the same error code. One row of ten thousand says as much as the others.
+const FAILED_ROWS_MAX: usize = 100;
+
 /// The part of a result that its command decides; id, verb, server and time are added by [`Self::into_outcome`].
 pub(super) struct ResultBody {
     /// How the command ended.
     pub status: OutcomeStatus,
-    /// One row for each torrent; empty for a command that is for none.
+    /// A row for each torrent, but those in `omitted`; empty for a command that is for none.
     pub torrents: Vec<TorrentOutcome>,
+    /// Failed torrents without a row, by their error.
+    pub omitted: BTreeMap<ErrorCode, u64>,
     /// Why it was not done, or not for all torrents.
     pub error: Option<CommandError>,
     /// For `list`: which part of the matching torrents this is.
@@ -30,7 +38,8 @@ pub(super) struct ResultBody {
 impl ResultBody {
     /// Returns the result of a command that was done and has nothing to report.
     pub fn ok() -> Self {
-        Self { status: OutcomeStatus::Ok, torrents: Vec::new(), error: None, page: None, value: None }
+        let (status, torrents, omitted) = (OutcomeStatus::Ok, Vec::new(), BTreeMap::new());
+        Self { status, torrents, omitted, error: None, page: None, value: None }
     }
 
     /// Returns the result of a command that was not done for any torrent.
@@ -45,8 +54,9 @@ impl ResultBody {
         Self { status: OutcomeStatus::Expired, ..Self::failed(error) }
     }
 
-    /// Sums up the torrents: the error is that of the first one that failed.
-    pub fn of_torrents(torrents: Vec<TorrentOutcome>) -> Self {
+    /// Sums up the torrents: the error is that of the first one that failed. Of those that failed with the same code only the
+    /// first [`FAILED_ROWS_MAX`] keep their row.
+    pub fn of_torrents(mut torrents: Vec<TorrentOutcome>) -> Self {
         // Without torrents (a filter that matches none) there is nothing that failed: `ok`.
         let failures = torrents.iter().filter(|torrent| torrent.status != OutcomeStatus::Ok).count();
         let error = torrents.iter().find_map(|torrent| torrent.error.clone());
@@ -55,16 +65,27 @@ impl ResultBody {
             n if n == torrents.len() => OutcomeStatus::Error,
             _ => OutcomeStatus::Partial,
         };
-        Self { status, torrents, error, ..Self::ok() }
+        let (mut failed, mut omitted) = (HashMap::new(), BTreeMap::new());
+        torrents.retain(|torrent| {
+            let Some(error) = &torrent.error else { return true };
+            let rows: &mut usize = failed.entry(error.code).or_default();
+            *rows += 1;
+            if *rows > FAILED_ROWS_MAX {
+                *omitted.entry(error.code).or_default() += 1;
+            }
+            *rows <= FAILED_ROWS_MAX
+        });
+        Self { status, torrents, omitted, error, ..Self::ok() }
     }
 
     /// Makes the result of `command`. `verb` is the text of its topic, also where there is no such verb; `time` is now.
     pub fn into_outcome(self, command: &LoggedCommand, verb: &str, time: Timestamp) -> Outcome {
-        let Self { status, torrents: results, error, page, value } = self;
+        let Self { status, torrents: results, omitted, error, page, value } = self;
         Outcome {
             server: command.server.clone(),
             took_ms: time.millis_since(command.received_at),
             results,
+            omitted,
             error,
             page,
             value,
@@ -80,8 +101,12 @@ pub(super) fn logged(outcome: &Outcome) -> LoggedResult {
 }
 
 /// Writes the result of a command to the command log, for the sink that it came from, and a line to the log.
-pub(super) async fn finish(common: &Common, queued: &QueuedCommand, body: ResultBody) -> Result<(), StoreError> {
-    let QueuedCommand { command, sender, .. } = queued;
+pub(super) async fn finish(
+    common: &Common,
+    command: &LoggedCommand,
+    sender: &CommandSender,
+    body: ResultBody,
+) -> Result<(), StoreError> {
     let verb = command.verb.map_or("", Verb::as_str);
     let outcome = body.into_outcome(command, verb, common.clock.now());
     report(common, command, verb, sender.user.as_deref(), &outcome);
@@ -113,21 +138,6 @@ pub(super) async fn take_up(common: &Common, queue: &Queue) -> Result<(), StoreE
     Ok(())
 }
 
-/// Answers commands of an earlier run for servers that were removed from the config.
-///
-/// # Errors
-/// Only a store that cannot be used any more.
-pub async fn answer_for_removed_servers(
-    common: &Common,
-    unfinished: impl IntoIterator<Item = QueuedCommand>,
-) -> Result<(), StoreError> {
-    for queued in unfinished {
-        let error = CommandError::new(ErrorCode::UnknownServer, "the server is not in the config any more");
-        finish(common, &queued, ResultBody::failed(error)).await?;
-    }
-    Ok(())
-}
-
 /// Logs who commanded what, and how it ended, and counts it. `user` is who the sender says it is; that is not proven.
 /// `verb` is the text of the address, also where there is no such verb.
 pub(super) fn report(common: &Common, command: &LoggedCommand, verb: &str, user: Option<&str>, outcome: &Outcome) {
@@ -150,7 +160,7 @@ pub(super) fn report(common: &Common, command: &LoggedCommand, verb: &str, user:
         hash = command.hash.map(|hash| hash.to_string()),
         status = %outcome.status,
         took_ms = outcome.took_ms,
-        torrents = outcome.results.len(),
+        torrents = outcome.results.len() as u64 + outcome.omitted.values().sum::<u64>(),
         code = outcome.error.as_ref().map(|error| error.code.to_string()),
         error = outcome.error.as_ref().map(|error| error.message.as_str()),
         "command done"
@@ -166,4 +176,35 @@ fn count(common: &Common, command: &LoggedCommand, status: OutcomeStatus) {
         ("status", status.to_string()),
     ];
     metrics::counter!("dtorrent_commands_total", &labels).increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::InfoHash;
+
+    #[test]
+    fn failures_are_summed_up_beyond_a_number_of_rows_and_successes_never() {
+        let hash = |number: u64| {
+            let mut bytes = [0; 20];
+            bytes[..8].copy_from_slice(&number.to_be_bytes());
+            InfoHash::V1(bytes)
+        };
+        let row = |number: u64| match number % 10 {
+            0 => TorrentOutcome::ok(hash(number)),
+            1 => TorrentOutcome::failed(hash(number), CommandError::new(ErrorCode::Precondition, "it is checked")),
+            _ => TorrentOutcome::failed(hash(number), CommandError::new(ErrorCode::UnknownHash, "no such torrent")),
+        };
+        let body = ResultBody::of_torrents((0..10_000).map(row).collect());
+        assert_eq!(body.status, OutcomeStatus::Partial);
+        assert_eq!(body.error.unwrap().code, ErrorCode::Precondition, "that of the first one that failed");
+        let of = |code: Option<ErrorCode>| {
+            body.torrents.iter().filter(|row| row.error.as_ref().map(|error| error.code) == code).count()
+        };
+        assert_eq!([of(None), of(Some(ErrorCode::Precondition)), of(Some(ErrorCode::UnknownHash))], [1000, 100, 100]);
+        assert_eq!(body.omitted, BTreeMap::from([(ErrorCode::Precondition, 900), (ErrorCode::UnknownHash, 7_900)]));
+        let all_failed = ResultBody::of_torrents((0..10_000).map(|number| row(2 + 10 * number)).collect());
+        assert_eq!((all_failed.status, all_failed.torrents.len()), (OutcomeStatus::Error, 100));
+        assert!(ResultBody::of_torrents((0..100).map(|number| row(2 + 10 * number)).collect()).omitted.is_empty());
+    }
 }

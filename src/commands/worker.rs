@@ -14,6 +14,7 @@ use super::client_turns::ClientTurns;
 use super::execution::{Execution, WorkerParts};
 use super::queue::Queue;
 use super::results::take_up;
+use super::unfinished::read_on;
 use crate::model::Verb;
 use crate::port::StoreError;
 
@@ -41,6 +42,7 @@ impl Worker {
         let mut serving = std::pin::pin!(turns.serve(&*parts.client));
         let mut running = FuturesUnordered::new();
         loop {
+            read_on(&parts.common, Some(&parts.server), queue).await?;
             // A command that waits costs nothing, and the client is asked in turns: whatever may run does.
             while let Some(queued) = queue.next(parts.common.clock.now()) {
                 let command = &queued.command;

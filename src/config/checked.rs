@@ -14,7 +14,7 @@ use super::choose::Rights;
 use super::log::Log;
 use crate::clients::exec::settings as exec;
 use crate::clients::rtorrent::settings as rtorrent;
-use crate::model::{Kind, Mask, PollSettings, ServerName, SinkName, UrlRules};
+use crate::model::{Kind, Mask, MemoryBudget, PollSettings, ServerName, SinkName, UrlRules};
 use crate::sinks::mqtt::settings as mqtt;
 use crate::sinks::nats::settings as nats;
 use crate::sinks::webhook::settings as webhook;
@@ -28,6 +28,8 @@ pub struct Config {
     pub instance: String,
     /// Directory of the durable state.
     pub data_dir: PathBuf,
+    /// Memory that queues and buffers share.
+    pub memory_max: MemoryBudget,
     /// Where links to .torrent files may lead.
     pub add_urls: UrlRules,
     /// The log.

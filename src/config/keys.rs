@@ -57,6 +57,8 @@ pub enum Form {
     Duration(Duration, Duration),
     /// Bytes a second, as a number and a unit.
     Rate,
+    /// Bytes, as a number and a unit.
+    Size,
     /// `true` or `false`.
     Bool,
     /// A whole number from the first to the second.
@@ -181,6 +183,8 @@ pub static ROOT: Section = Section {
             "Name of this bridge: a level of its own topics, so two bridges on one broker need two names."),
         key("data_dir", F::Text("."), D::Text("data"),
             "Directory of the durable state: snapshot, journal, command log. Locked by one process."),
+        key("memory_max", F::Size, D::Text("256MiB"),
+            "Memory that queues and buffers share, above what the snapshot takes; at least 32MiB."),
         table("add_urls", F::Section(&ADD_URLS), ADD_URLS.doc),
         table("log", F::Section(&LOG), LOG.doc),
         table("http", F::Section(&HTTP), HTTP.doc),

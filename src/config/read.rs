@@ -237,6 +237,7 @@ impl<'a> Table<'a> {
         match self.section.key(name)?.form {
             Form::Duration(..) => Some((5, "s")),
             Form::Rate => Some((500, "kB")),
+            Form::Size => Some((256, "MiB")),
             _ => None,
         }
     }

@@ -14,6 +14,7 @@ use crate::model::{Mask, UrlRules};
 pub(super) fn config(root: &Table<'_>, file: Option<PathBuf>) -> Option<Config> {
     let instance = root.parsed("instance", values::instance);
     let data_dir = root.parsed("data_dir", values::directory);
+    let memory_max = root.parsed("memory_max", values::memory);
     let add_urls = root.table("add_urls").and_then(|table| add_urls(&table));
     let log = root.table("log").and_then(|table| log(&table));
     let http = root.table("http").and_then(|table| http(&table));
@@ -24,6 +25,7 @@ pub(super) fn config(root: &Table<'_>, file: Option<PathBuf>) -> Option<Config> 
         file,
         instance: instance?,
         data_dir: data_dir?,
+        memory_max: memory_max?,
         add_urls: add_urls?,
         log: log?,
         http: http?,

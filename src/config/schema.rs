@@ -8,7 +8,7 @@ use crate::model::{SinkName, Status, Verb};
 
 /// Durations that `humantime` reads.
 const DURATION: &str = r"^\s*([0-9.]+\s*[a-zA-Zµ]+\s*)+$";
-const RATE: &str = r"^[0-9]+\s*([kKMGT]?B|[KMGT]iB)?\s*$";
+const BYTES: &str = r"^[0-9]+\s*([kKMGT]?B|[KMGT]iB)?\s*$";
 
 /// Returns the schema of `dtorrent.toml`.
 pub fn schema() -> Schema {
@@ -68,7 +68,7 @@ fn value(key: &Key) -> Map<String, Value> {
         Form::Tag(value) => json!({"const": value}),
         // A pattern cannot express the range, which only `dtorrent check` finds.
         Form::Duration(..) => text(DURATION),
-        Form::Rate => text(RATE),
+        Form::Rate | Form::Size => text(BYTES),
         Form::Bool => json!({"type": "boolean"}),
         Form::Whole(min, max) => json!({"type": "integer", "minimum": min, "maximum": max}),
         Form::List(pattern) => {

@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret as _, SecretSlice, SecretString};
 
 use super::read::{Fault, Table};
 use super::secret::{read_file, secret, warn_of_readers};
-use crate::model::{Filter, SinkName, UrlRule, parse_bytes};
+use crate::model::{Filter, MemoryBudget, SinkName, UrlRule, parse_bytes};
 use crate::sinks::mqtt::settings::ClientCert;
 
 /// Reads the name of an instance, which follows the rules of a sink's name.
@@ -75,6 +75,14 @@ pub fn url_rule(text: &str) -> Result<UrlRule, Fault> {
 pub fn rate(text: &str) -> Result<u64, Fault> {
     let right = "write bytes a second with a unit, as in \"500kB\" or \"2MiB\"; \"0\" is no limit";
     parse_bytes(text).ok_or_else(|| Fault::new(format!("`{text}` is not a rate"), right))
+}
+
+/// Reads the memory that queues and buffers share.
+pub fn memory(text: &str) -> Result<MemoryBudget, Fault> {
+    let least = format!("{}MiB", MemoryBudget::BYTES_MIN >> 20);
+    let right = format!("write at least {least}, as in \"256MiB\"");
+    let bytes = parse_bytes(text).ok_or_else(|| Fault::new(format!("`{text}` is not an amount of bytes"), &right))?;
+    MemoryBudget::new(bytes).ok_or_else(|| Fault::new(format!("`{text}` is less than {least}"), right))
 }
 
 /// Reads one or more levels of a topic that may be published to.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::middleware::Next;
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::HttpState;
 use super::access::{Refusal, Viewer};
+use super::bodies::{BODY_BYTES_MAX, BODY_TIMEOUT, BodyError};
 use super::connections::Permit;
 use super::query::{self, EventsQuery, TorrentsQuery};
 use crate::model::{
@@ -31,10 +32,6 @@ use crate::model::{
 };
 use crate::port::CommandAddress;
 
-/// Maximum body of a request that changes something: the same as for a command on a broker.
-const BODY_BYTES_MAX: usize = 10 << 20;
-/// Maximum time for the body of an authorised request to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 /// Interval of empty comments in the event stream, below the idle timeout of common proxies (nginx: 60 s).
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -326,14 +323,14 @@ async fn authorised(
     // A command may wait for its client until its time to live is over.
     permit.lift_time_limit();
     permit.allow(BODY_BYTES_MAX);
-    Ok((slot, read_body(request.into_body()).await?))
+    Ok((slot, state.bodies.read(request.into_body()).await.map_err(unreadable)?))
 }
 
-async fn read_body(body: Body) -> Result<Bytes, Response> {
-    match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, BODY_BYTES_MAX)).await {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(_)) => Err(bad(ErrorCode::TooLarge, format!("the body is larger than {BODY_BYTES_MAX} bytes"))),
-        Err(_) => Err(bad_request(format!("the body did not arrive within {BODY_TIMEOUT:?}"))),
+fn unreadable(error: BodyError) -> Response {
+    match error {
+        BodyError::TooLarge => bad(ErrorCode::TooLarge, format!("the body is larger than {BODY_BYTES_MAX} bytes")),
+        BodyError::TooSlow => bad_request(format!("the body did not arrive within {BODY_TIMEOUT:?}")),
+        BodyError::NoRoom => too_many(),
     }
 }
 
@@ -493,16 +490,6 @@ mod tests {
         ] {
             assert_eq!(lines(&item), expected);
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_body_is_bounded_in_bytes_and_in_time() {
-        assert_eq!(read_body(Body::from("{}")).await.unwrap(), "{}");
-        let large = read_body(Body::from(vec![b'x'; BODY_BYTES_MAX + 1])).await.unwrap_err();
-        assert_eq!(large.status(), StatusCode::PAYLOAD_TOO_LARGE);
-        let begun = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"{"))]).chain(stream::pending());
-        let endless = read_body(Body::from_stream(begun)).await.unwrap_err();
-        assert_eq!(endless.status(), StatusCode::BAD_REQUEST);
     }
 
     #[test]

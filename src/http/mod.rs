@@ -6,6 +6,7 @@
 
 mod access;
 mod api;
+mod bodies;
 mod connections;
 mod page;
 mod query;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::access::{AccessRules, Viewer};
 use self::access::{Refusal, given_token};
 pub use self::api::{Api, CommandReply, ComponentReadiness, Readiness, ServerView, SinkView, StreamItem};
+use self::bodies::BodyMemory;
 use self::connections::{ConnectionLimit, Limits, Permit};
 pub use self::query::{EventsQuery, TorrentsQuery};
 use self::token_guard::TokenGuard;
@@ -51,6 +53,7 @@ struct HttpState {
     access: AccessRules,
     guesses: TokenGuard,
     long_requests: Arc<Semaphore>,
+    bodies: BodyMemory,
     stop: CancellationToken,
 }
 
@@ -82,6 +85,7 @@ impl HttpState {
 }
 
 /// Serves until `stop`, on a port that is bound already, so that a port in use fails the start; open connections then have half a second to end.
+/// `body_bytes`: memory that the bodies of all requests together may take.
 ///
 /// # Errors
 /// The listener fails.
@@ -89,10 +93,12 @@ pub async fn serve(
     listener: TcpListener,
     api: Arc<dyn Api>,
     access: AccessRules,
+    body_bytes: usize,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let long_requests = Arc::new(Semaphore::new(LONG_REQUESTS_MAX));
-    let state = Arc::new(HttpState { api, access, guesses: TokenGuard::default(), long_requests, stop: stop.clone() });
+    let (guesses, bodies) = (TokenGuard::default(), BodyMemory::new(body_bytes));
+    let state = Arc::new(HttpState { api, access, guesses, long_requests, bodies, stop: stop.clone() });
     let router = router(state).into_make_service_with_connect_info::<Permit>();
     let stopped = stop.clone();
     // Graceful, but with a bound: a peer may keep its connection open for as long as it likes.

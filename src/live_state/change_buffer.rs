@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::model::{InfoHash, JournalEntry, Seq, ServerName, Torrent};
+use crate::model::{InfoHash, JournalEntry, MemoryShares, Seq, ServerName, Torrent};
 use crate::port::Delivery;
 
 /// Maximum number of ephemeral messages, such as lists of files, that wait for a slow sink; the oldest are dropped.
@@ -15,7 +15,7 @@ pub const EPHEMERAL_MAX: usize = 1024;
 /// Maximum number of journal entries of one server that wait for a slow sink; beyond that, the oldest are dropped here and
 /// read from the store.
 const ENTRIES_MAX: usize = 512;
-/// The same limit in bytes of their bodies.
+/// The same limit in bytes of their bodies, at most: more would hardly ever be there.
 const ENTRY_BYTES_MAX: usize = 1 << 20;
 
 /// A change of one torrent that a sink has not dealt with yet.
@@ -68,8 +68,9 @@ impl SinkReport {
 ///
 /// Each outbox of the sink takes its own part. Nothing here is the only copy: journal entries that were dropped for room
 /// are read from the store, and a change that is not taken in time keeps the oldest `before`.
-#[derive(Default)]
 pub struct ChangeBuffer {
+    /// Bytes of messages in it: one half for journal entries, and one for ephemeral messages.
+    bytes_max: usize,
     buffered: Mutex<Buffered>,
     report: Mutex<SinkReport>,
     /// Woken when something was added.
@@ -125,22 +126,26 @@ impl Reassert {
 }
 
 /// The newest journal entries of one server, without a gap.
-#[derive(Default)]
 struct BufferedEntries {
     entries: VecDeque<JournalEntry>,
     bytes: usize,
+    bytes_max: usize,
 }
 
 impl BufferedEntries {
+    fn new(bytes_max: usize) -> Self {
+        Self { entries: VecDeque::new(), bytes: 0, bytes_max }
+    }
+
     fn push(&mut self, entry: &JournalEntry) {
         // A watcher that was stopped between commit and publication leaves a gap; a sink that comes to it reads the store.
         if self.entries.back().is_some_and(|last| last.seq.0 + 1 != entry.seq.0) {
-            *self = Self::default();
+            *self = Self::new(self.bytes_max);
         }
         self.bytes += entry.body.len();
         self.entries.push_back(entry.clone());
         // The oldest go: the store has them, and a sink that is behind begins there anyway.
-        while self.entries.len() > ENTRIES_MAX || self.bytes > ENTRY_BYTES_MAX {
+        while self.entries.len() > ENTRIES_MAX || self.bytes > self.bytes_max {
             self.pop();
         }
     }
@@ -166,7 +171,21 @@ impl BufferedEntries {
     }
 }
 
+/// A buffer of the default share of memory.
+impl Default for ChangeBuffer {
+    fn default() -> Self {
+        Self::new(MemoryShares::default().outgoing)
+    }
+}
+
 impl ChangeBuffer {
+    /// Makes an empty buffer for messages of so many bytes.
+    pub fn new(bytes_max: usize) -> Self {
+        let (buffered, report) = Default::default();
+        let [changed, results, results_sent] = [(), (), ()].map(|()| Notify::new());
+        Self { bytes_max, buffered, report, changed, results, results_sent }
+    }
+
     fn buffered(&self) -> MutexGuard<'_, Buffered> {
         self.buffered.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -199,11 +218,17 @@ impl ChangeBuffer {
 
     pub(super) fn record_ephemeral(&self, delivery: Delivery) {
         self.add(|Buffered { ephemeral: BufferedEphemeral { deliveries, .. }, .. }| {
-            if deliveries.len() >= EPHEMERAL_MAX {
-                deliveries.pop_front();
-            }
             deliveries.push_back(delivery);
+            self.trim_ephemeral(deliveries);
         });
+    }
+
+    /// Drops the oldest of too many ephemeral messages, and of too large ones. The newest stays whatever its size.
+    pub fn trim_ephemeral(&self, deliveries: &mut VecDeque<Delivery>) {
+        let mut bytes: usize = deliveries.iter().map(body_bytes).sum();
+        while deliveries.len() > EPHEMERAL_MAX || deliveries.len() > 1 && bytes > self.bytes_max / 2 {
+            bytes -= deliveries.pop_front().as_ref().map_or(0, body_bytes);
+        }
     }
 
     /// Sends the events of a server again, from this one on.
@@ -239,7 +264,9 @@ impl ChangeBuffer {
 
     /// Buffers the journal entries of these servers from now on; without this call none are.
     pub fn buffer_entries_of(&self, servers: &[ServerName]) {
-        self.buffered().entries = servers.iter().map(|server| (server.clone(), BufferedEntries::default())).collect();
+        let bytes_max = ENTRY_BYTES_MAX.min(self.bytes_max / 2 / servers.len().max(1));
+        self.buffered().entries =
+            servers.iter().map(|server| (server.clone(), BufferedEntries::new(bytes_max))).collect();
     }
 
     /// Takes the entries that follow `after`; none if the next one is not in the buffer.
@@ -260,6 +287,13 @@ impl ChangeBuffer {
     /// Takes the ephemeral messages.
     pub fn take_ephemeral(&self) -> BufferedEphemeral {
         std::mem::take(&mut self.buffered().ephemeral)
+    }
+}
+
+fn body_bytes(delivery: &Delivery) -> usize {
+    match delivery {
+        Delivery::Files { body, .. } | Delivery::Stats { body, .. } => body.len(),
+        _ => 0,
     }
 }
 
@@ -314,5 +348,26 @@ mod tests {
         assert_eq!(taken(&buffer, first_kept - 1).len(), ENTRIES_MAX);
         buffer.record(&home(), &[], &entries(1..=3, ENTRY_BYTES_MAX / 2));
         assert_eq!(taken(&buffer, 1), [2, 3]);
+    }
+
+    #[test]
+    fn the_newest_ephemeral_messages_stay_within_their_share_of_the_memory() {
+        let buffer = ChangeBuffer::new(2_000);
+        let files = |bytes| Delivery::Files {
+            server: home(),
+            hash: InfoHash::V1([1; 20]),
+            body: Bytes::from(vec![b'x'; bytes]),
+        };
+        for bytes in [600, 300, 400, 200] {
+            buffer.record_ephemeral(files(bytes));
+        }
+        let sizes = || buffer.take_ephemeral().deliveries.iter().map(body_bytes).collect::<Vec<_>>();
+        assert_eq!(sizes(), [300, 400, 200]);
+        buffer.record_ephemeral(files(10));
+        buffer.record_ephemeral(files(5_000));
+        assert_eq!(sizes(), [5_000], "one is taken whatever its size");
+        buffer.buffer_entries_of(&[home()]);
+        buffer.record(&home(), &[], &entries(1..=4, 300));
+        assert_eq!(taken(&buffer, 1), [2, 3, 4]);
     }
 }

@@ -24,12 +24,12 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::model::{CommandId, Committed, Epoch, Rev, Seq, ServerName, ServerState, ServerStats, SinkName, Snapshot};
+use crate::model::{
+    CommandId, Committed, Epoch, MemoryShares, Rev, Seq, ServerName, ServerState, ServerStats, SinkName, Snapshot,
+};
 use crate::port::{Delivery, Loaded, SinkProgress};
 
-pub use change_buffer::{
-    BufferedChange, BufferedEphemeral, BufferedStates, ChangeBuffer, EPHEMERAL_MAX, Reassert, SinkReport,
-};
+pub use change_buffer::{BufferedChange, BufferedEphemeral, BufferedStates, ChangeBuffer, Reassert, SinkReport};
 pub use hook_notifier::{HookNotifier, HookReport, Named};
 
 /// The snapshots of all servers, and the change buffers of all sinks.
@@ -144,8 +144,18 @@ impl PollReport {
 impl LiveState {
     /// Makes the state of these servers, with an empty buffer for each sink.
     pub fn new(servers: BTreeMap<ServerName, LiveServer>, sinks: impl IntoIterator<Item = SinkName>) -> Self {
+        Self::with_shares(servers, sinks, MemoryShares::default())
+    }
+
+    /// The same, with buffers of this share of memory.
+    pub fn with_shares(
+        servers: BTreeMap<ServerName, LiveServer>,
+        sinks: impl IntoIterator<Item = SinkName>,
+        shares: MemoryShares,
+    ) -> Self {
         let servers = servers.into_iter().map(|(name, content)| (name, ServerHandle::new(content))).collect();
-        let buffers = sinks.into_iter().map(|name| (name, Arc::default())).collect();
+        let buffer = || Arc::new(ChangeBuffer::new(shares.outgoing));
+        let buffers = sinks.into_iter().map(|name| (name, buffer())).collect();
         Self { servers, buffers, http: Arc::default(), subscribers: Mutex::default() }
     }
 

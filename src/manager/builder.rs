@@ -16,11 +16,11 @@ use crate::clients::exec::{self, ExecClient};
 use crate::clients::rtorrent::RtorrentClient;
 use crate::clients::rtorrent::settings::{Endpoint, Settings};
 use crate::clients::settings::DEFAULT_TIMEOUT;
-use crate::commands::{Admission, Caller, Common, Queue, Sources, answer_for_removed_servers};
+use crate::commands::{Admission, Caller, CommandMemory, Common, Queue, Sources, answer_for_removed_servers};
 use crate::live_state::LiveState;
 use crate::model::{PollSettings, ServerName, SinkName, TrackerNames, UrlRules};
 use crate::port::{Clock, Store, StoreError, SystemClock, TorrentClient};
-use crate::servers::{ServerParts, load, unfinished_commands};
+use crate::servers::{ServerParts, load};
 use crate::store::{MemoryStore, Options};
 use crate::supervise::{Group, spawn_detached};
 use crate::watch::Watcher;
@@ -199,7 +199,8 @@ impl Builder {
         let begun = contents.iter().map(|(name, content)| (name.clone(), content.last_seq)).collect();
         let live = Arc::new(LiveState::new(contents, [origin.clone()]));
         let common = Common { store, live, clock };
-        let mut unfinished = unfinished_commands(&*common.store).await?;
+        let memory = Arc::new(CommandMemory::default());
+        let known = servers.keys().cloned().collect();
         // A caller in this process sees announce URLs whole, so no name has to stay the same.
         let names = TrackerNames::new(rand::random());
         let (mut left, mut queues, mut clients) = (Group::new(), BTreeMap::new(), BTreeMap::new());
@@ -216,12 +217,11 @@ impl Builder {
                 files: Arc::default(),
                 is_state_lost,
             };
-            let unfinished_of_server = unfinished.remove(&Some(name.clone())).unwrap_or_default();
-            let parts = ServerParts::new(watcher, Sources::new(roots, urls), names.clone(), unfinished_of_server);
+            let parts = ServerParts::build(watcher, Sources::new(roots, urls), names.clone(), &memory).await?;
             parts.spawn(&mut left);
             queues.insert(name.clone(), Arc::clone(&parts.queue));
         }
-        answer_for_removed_servers(&common, unfinished.into_values().flatten()).await?;
+        answer_for_removed_servers(&common, &known).await?;
         let admission = Admission {
             origin,
             // `Since` replays events, and there is no bridge to be commanded.
@@ -319,6 +319,7 @@ async fn in_folder(
     origin: &SinkName,
     clock: &Arc<dyn Clock>,
 ) -> Result<Opened, StoreError> {
+    use crate::port::CommandLog as _;
     use crate::store::SqliteStore;
 
     let mut options = Options::default();
@@ -327,6 +328,7 @@ async fn in_folder(
     let opened = tokio::task::spawn_blocking(move || SqliteStore::open(&folder, options, clock)).await;
     let (store, recovery) = opened.map_err(|error| StoreError::Io(error.into()))??;
     store.declare_sinks(&BTreeMap::from([(origin.clone(), Vec::new())])).await?;
+    store.end_earlier_run(recovery.was_clean).await?;
     let store = Arc::new(store);
     let closed = Arc::clone(&store);
     Ok(Opened { store, close: Box::pin(async move { closed.close().await }), is_state_lost: recovery.lost })

@@ -22,6 +22,7 @@ mod json_text;
 mod listing;
 mod magnet;
 mod mask;
+mod memory_budget;
 mod metainfo;
 pub(crate) mod nearest;
 mod operation;
@@ -58,6 +59,7 @@ pub(crate) use json_size::{JSON_TREE_BYTES_MAX, json_tree_bytes};
 pub use listing::{Covers, Details, Facts, File, Files, Listing, Observed, Peer, Tracker};
 pub use magnet::{InvalidMagnet, MAGNET_BYTES_MAX, Magnet};
 pub use mask::{ANYWHERE_CHARS_MIN, Mask};
+pub use memory_budget::{MemoryBudget, MemoryShares};
 pub use metainfo::{
     InvalidMetainfo, MERKLE_BLOCK_BYTES, Metainfo, MetainfoBuilder, TorrentFile, merkle_root, with_resume_data,
     without_resume_data,

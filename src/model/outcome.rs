@@ -1,5 +1,6 @@
 //! The result of a command, in its JSON shape.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -7,7 +8,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use super::{CommandError, CommandId, File, InfoHash, Peer, ServerName, Timestamp, Torrent, Tracker};
+use super::{CommandError, CommandId, ErrorCode, File, InfoHash, Peer, ServerName, Timestamp, Torrent, Tracker};
 
 /// How a command ended, or its part for one torrent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -128,8 +129,11 @@ pub struct Outcome {
     pub time: Timestamp,
     /// From its arrival to this result, in milliseconds.
     pub took_ms: u64,
-    /// One for each torrent.
+    /// One for each torrent, but those in `omitted`.
     pub results: Vec<TorrentOutcome>,
+    /// Failed torrents without a row, by their error code: of each code the first hundred have one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub omitted: BTreeMap<ErrorCode, u64>,
     pub error: Option<CommandError>,
     /// For `list`: the page, and how many torrents there are.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
@@ -155,6 +159,7 @@ impl Outcome {
             time,
             took_ms: 0,
             results: Vec::new(),
+            omitted: BTreeMap::new(),
             error: None,
             page: None,
             part: None,

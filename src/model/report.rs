@@ -46,6 +46,10 @@ pub struct Health {
     pub uptime_seconds: u64,
     /// Resident memory of the process; `null` where it cannot be read.
     pub memory_bytes: Option<u64>,
+    /// Memory that queues and buffers may take, as configured.
+    pub memory_max_bytes: usize,
+    /// Part of it that commands take, those that wait and those that run; estimated from above.
+    pub commands_bytes: usize,
     /// Health of each server.
     pub servers: BTreeMap<ServerName, ServerHealth>,
     /// Health of each sink.

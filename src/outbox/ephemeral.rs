@@ -58,8 +58,7 @@ impl EphemeralOutbox {
             _ => true,
         };
         self.pending.extend(buffered.deliveries.into_iter().filter(is_ours));
-        let excess = self.pending.len().saturating_sub(crate::live_state::EPHEMERAL_MAX);
-        self.pending.drain(..excess);
+        self.parts.buffer.trim_ephemeral(&mut self.pending);
     }
 
     /// Takes the next message about one of the servers.

@@ -239,6 +239,7 @@ mod tests {
             expires_at: Timestamp::from_seconds(300),
             reply: None,
             is_started: false,
+            crashes: 0,
         };
         let result = LoggedResult { status: OutcomeStatus::Refused, body: body.into() };
         setup.store.record_commands(vec![(command, Some(result))]).await.unwrap();

@@ -3,7 +3,7 @@
 //! The store is a small one of its own. That of the simulation takes its decisions from a seed, records what it has
 //! taken, and belongs to a test of the public interface, so one for both would be larger than the two.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -288,8 +288,24 @@ impl CommandLog for TestStore {
         self.inner.result_of(server, id).await
     }
 
-    async fn unfinished_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
-        self.inner.unfinished_commands().await
+    async fn set_running(&self, server: Option<&ServerName>, id: &CommandId, runs: bool) -> Result<(), StoreError> {
+        self.inner.set_running(server, id, runs).await
+    }
+
+    async fn end_earlier_run(&self, was_clean_shutdown: bool) -> Result<(), StoreError> {
+        self.inner.end_earlier_run(was_clean_shutdown).await
+    }
+
+    async fn servers_with_unfinished_commands(&self) -> Result<BTreeSet<Option<ServerName>>, StoreError> {
+        self.inner.servers_with_unfinished_commands().await
+    }
+
+    async fn unfinished_commands(
+        &self,
+        server: Option<&ServerName>,
+        after: i64,
+    ) -> Result<Vec<(i64, LoggedCommand)>, StoreError> {
+        self.inner.unfinished_commands(server, after).await
     }
 
     async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {

@@ -22,7 +22,10 @@ use crate::model::{
 };
 
 /// Bytes of results after which [`CommandLog::unsent_results`] ends a page.
-pub const RESULTS_BYTES: usize = 4 << 20;
+pub const RESULTS_BYTES: usize = 1 << 20;
+
+/// Bytes of bodies after which [`CommandLog::unfinished_commands`] ends a page.
+pub const COMMANDS_BYTES: usize = 1 << 20;
 
 /// The snapshot of every server and the journal of its events, committed together (I1, I3).
 ///
@@ -156,8 +159,27 @@ pub trait CommandLog: Send + Sync {
     /// Reads the result of a command; `None` if it has none yet, or is not in the log.
     async fn result_of(&self, server: Option<&ServerName>, id: &CommandId) -> Result<Option<Bytes>, StoreError>;
 
-    /// Reads the commands without a result, oldest first.
-    async fn unfinished_commands(&self) -> Result<Vec<LoggedCommand>, StoreError>;
+    /// Records whether a command runs now. Not synced, and survives a crash of the process.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if the command is not in the log.
+    async fn set_running(&self, server: Option<&ServerName>, id: &CommandId, runs: bool) -> Result<(), StoreError>;
+
+    /// Ends the account of an earlier run: unless its end was a clean shutdown, each command that ran then has one more of
+    /// [`LoggedCommand::crashes`]. From now on none runs.
+    async fn end_earlier_run(&self, was_clean_shutdown: bool) -> Result<(), StoreError>;
+
+    /// Returns the servers of commands without a result, `None` for the bridge itself.
+    async fn servers_with_unfinished_commands(&self) -> Result<BTreeSet<Option<ServerName>>, StoreError>;
+
+    /// Reads commands of one server without a result, oldest first, those numbered above `after`, each with its number.
+    ///
+    /// A page ends once its bodies hold [`COMMANDS_BYTES`]; it is empty only at the end.
+    async fn unfinished_commands(
+        &self,
+        server: Option<&ServerName>,
+        after: i64,
+    ) -> Result<Vec<(i64, LoggedCommand)>, StoreError>;
 
     /// Reads the results that a sink has not acknowledged, oldest first, those numbered above `after`.
     ///
@@ -263,6 +285,8 @@ pub struct LoggedCommand {
     pub reply: Option<ReplyTo>,
     /// Its actions may have been applied before a crash.
     pub is_started: bool,
+    /// Crashes of the bridge while the command ran.
+    pub crashes: u32,
 }
 
 /// SHA-256 of what a command asks for: verb, torrent and arguments, without id, time to live and reply address.

@@ -254,7 +254,9 @@ impl Reporter for EmptyReporter {
     fn health(&self) -> Bytes {
         let (servers, sinks) = (BTreeMap::new(), BTreeMap::new());
         let time = Timestamp::from_millis(0);
-        let health = Health { time, uptime_seconds: 0, memory_bytes: None, servers, sinks };
+        let (memory_max_bytes, commands_bytes) = (0, 0);
+        let health =
+            Health { time, uptime_seconds: 0, memory_bytes: None, memory_max_bytes, commands_bytes, servers, sinks };
         serde_json::to_vec(&health).unwrap().into()
     }
 }

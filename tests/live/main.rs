@@ -34,6 +34,7 @@ mod library;
 mod links;
 mod lost_answers;
 mod magnets;
+mod memory;
 mod mqtt_link;
 mod nats;
 mod neighbours;

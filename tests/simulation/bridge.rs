@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dtorrent::commands::{
-    Admission, BridgeWorker, CommandReceiver, CommandSender, Common, PendingEffects, Queue, QueuedCommand, Request,
-    Sources, Worker, WorkerParts,
+    Admission, BridgeWorker, CommandReceiver, Common, PendingEffects, Queue, Sources, Worker, WorkerParts,
+    take_up_unfinished,
 };
 use dtorrent::live_state::LiveState;
 use dtorrent::log_throttle::retry_while_full;
 use dtorrent::model::{Kind, PollSettings, Seq, ServerName, ServerState, TrackerNames, UrlRules};
 use dtorrent::outbox::retention::Retain;
 use dtorrent::outbox::{Dispatcher, DispatcherParts, DispatcherSettings, Reporter, init_sink_progress};
-use dtorrent::port::{Clock, CommandLog as _, Store, StoreError, TorrentClient};
+use dtorrent::port::{Clock, Store, StoreError, TorrentClient};
 use dtorrent::servers::load;
 use dtorrent::testing::simulator::Simulator;
 use dtorrent::watch::{FilePublisher, Watcher};
@@ -75,7 +75,6 @@ impl Bridge {
             servers.insert(server.clone(), committed);
         }
         let live = Arc::new(LiveState::new(servers, sinks.iter().map(|plan| plan.broker.name.clone())));
-        let open = store.unfinished_commands().await.unwrap();
         let (mut left, mut right) = (JoinSet::new(), JoinSet::new());
         let (stop_left, stop_right) = (CancellationToken::new(), CancellationToken::new());
 
@@ -110,11 +109,8 @@ impl Bridge {
         let common = Common { store: dyn_store.clone(), live: live.clone(), clock: clock.clone() };
         let mut queues = BTreeMap::new();
         for (server, client) in clients {
-            let of_server = open.iter().filter(|command| command.server.as_ref() == Some(server)).map(|command| {
-                let request = Request::parse(command.verb.unwrap(), command.hash, &command.body).unwrap();
-                QueuedCommand { command: command.clone(), request, sender: CommandSender::default() }
-            });
-            let queue = Arc::new(Queue::new(of_server));
+            let queue = Arc::new(Queue::default());
+            take_up_unfinished(&common, Some(server), &queue).await.unwrap();
             queues.insert(server.clone(), queue.clone());
             let client: Arc<dyn TorrentClient> = Arc::new(client.clone());
             let pending_effects = Arc::new(PendingEffects::default());
@@ -145,15 +141,9 @@ impl Bridge {
             });
         }
 
-        let of_bridge = open.iter().filter(|command| command.server.is_none()).map(|command| {
-            let request = Request::parse(command.verb.unwrap(), command.hash, &command.body).unwrap();
-            QueuedCommand { command: command.clone(), request, sender: CommandSender::default() }
-        });
-        let worker = BridgeWorker {
-            queue: Arc::new(Queue::new(of_bridge)),
-            common: common.clone(),
-            set_log_level: Arc::new(|_| Ok(())),
-        };
+        let of_bridge = Arc::new(Queue::default());
+        take_up_unfinished(&common, None, &of_bridge).await.unwrap();
+        let worker = BridgeWorker { queue: of_bridge, common: common.clone(), set_log_level: Arc::new(|_| Ok(())) };
         let of_bridge = worker.queue.clone();
         left.spawn(worker.run(stop_left.clone()));
         for plan in sinks.iter().filter(|plan| plan.takes_commands) {
@@ -169,6 +159,7 @@ impl Bridge {
                 CommandReceiver {
                     source: Box::new(SimulatedCommandSource(plan.broker.clone())),
                     admission,
+                    batch_bytes_max: usize::MAX,
                     unattended_since: None,
                 }
                 .run(stop_left.clone()),

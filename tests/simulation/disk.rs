@@ -3,7 +3,7 @@
 //! Writes that are documented as synced survive everything. Of the writes since then a power cut leaves a prefix, which
 //! may be empty. The disk can be full, for the journal or for everything.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -312,8 +312,26 @@ impl CommandLog for DiskStore {
         self.inner.result_of(server, id).await
     }
 
-    async fn unfinished_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
-        self.inner.unfinished_commands().await
+    async fn set_running(&self, server: Option<&ServerName>, id: &CommandId, runs: bool) -> Result<(), StoreError> {
+        self.before_write().await?;
+        self.inner.set_running(server, id, runs).await
+    }
+
+    async fn end_earlier_run(&self, was_clean_shutdown: bool) -> Result<(), StoreError> {
+        self.before_write().await?;
+        self.inner.end_earlier_run(was_clean_shutdown).await
+    }
+
+    async fn servers_with_unfinished_commands(&self) -> Result<BTreeSet<Option<ServerName>>, StoreError> {
+        self.inner.servers_with_unfinished_commands().await
+    }
+
+    async fn unfinished_commands(
+        &self,
+        server: Option<&ServerName>,
+        after: i64,
+    ) -> Result<Vec<(i64, LoggedCommand)>, StoreError> {
+        self.inner.unfinished_commands(server, after).await
     }
 
     async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {

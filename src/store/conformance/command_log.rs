@@ -11,7 +11,7 @@ async fn commands_recorded_together_have_an_answer_each() {
         let admissions =
             store.record_commands(vec![(one, None), (two, Some(refused)), (again.clone(), None)]).await.unwrap();
         assert_eq!(admissions, [Recorded::New, Recorded::New, Recorded::Running]);
-        assert_eq!(store.unfinished_commands().await.unwrap(), [again]);
+        assert_eq!(unfinished(store).await, [again]);
         let unsent = store.unsent_results(&sink("bus"), 0, 10).await.unwrap();
         assert_eq!(unsent.iter().map(|result| &result.body[..]).collect::<Vec<_>>(), [b"no"]);
         assert!(store.unsent_results(&sink("bus"), unsent[0].number, 10).await.unwrap().is_empty());
@@ -46,7 +46,7 @@ async fn a_command_repeated_while_it_runs_is_answered_with_the_first_up_to_a_lim
         assert_eq!(admitted(from("bus", to("one more"))).await, Recorded::WaitersFull);
         assert_eq!(admitted(from("mqtt", to("a"))).await, Recorded::Running);
         assert_eq!(admitted(from("page", None)).await, Recorded::Running);
-        assert_eq!(store.unfinished_commands().await.unwrap().len(), 1);
+        assert_eq!(unfinished(store).await.len(), 1);
 
         let done = LoggedResult { status: OutcomeStatus::Ok, body: Bytes::from_static(b"done") };
         let id = CommandId::parse("c1").unwrap();
@@ -76,11 +76,11 @@ async fn a_command_is_executed_once_a_day_and_answered_whenever_it_comes() {
         assert_eq!(record(store, first.clone(), None).await, Recorded::New);
         assert_eq!(record(store, first.clone(), None).await, Recorded::Running);
         assert_eq!(record(store, to_bridge.clone(), None).await, Recorded::New);
-        assert_eq!(store.unfinished_commands().await.unwrap(), [first.clone(), to_bridge.clone()]);
+        assert_eq!(unfinished(store).await, [first.clone(), to_bridge.clone()]);
 
         store.start_command(Some(&home), &first.id).await.unwrap();
         let started = LoggedCommand { is_started: true, ..first.clone() };
-        assert_eq!(store.unfinished_commands().await.unwrap(), [started, to_bridge]);
+        assert_eq!(unfinished(store).await, [started, to_bridge]);
 
         assert_eq!(store.result_of(Some(&home), &first.id).await.unwrap(), None);
         let done = Bytes::from_static(b"{\"status\":\"ok\"}");
@@ -97,7 +97,7 @@ async fn a_command_is_executed_once_a_day_and_answered_whenever_it_comes() {
             .finish_command(None, &first.id, LoggedResult { status: OutcomeStatus::Refused, body: other.clone() })
             .await
             .unwrap();
-        assert!(store.unfinished_commands().await.unwrap().is_empty());
+        assert!(unfinished(store).await.is_empty());
         assert_eq!(store.result_of(Some(&home), &first.id).await.unwrap(), Some(done.clone()));
         assert_eq!(store.result_of(Some(&home), &CommandId::parse("nobody").unwrap()).await.unwrap(), None);
         let unsent = store.unsent_results(&mqtt, 0, 10).await.unwrap();
@@ -153,7 +153,7 @@ async fn another_command_under_a_known_id_is_not_recorded_and_changes_nothing() 
         assert_eq!(record(store, other(), None).await, Recorded::IdTaken);
         assert_eq!(record(store, other(), Some(refused())).await, Recorded::IdTaken);
         assert_eq!(record(store, of_before(), None).await, Recorded::Running, "without a digest nothing is known");
-        assert_eq!(store.unfinished_commands().await.unwrap(), [first()]);
+        assert_eq!(unfinished(store).await, [first()]);
 
         let done = LoggedResult { status: OutcomeStatus::Ok, body: Bytes::from_static(b"done") };
         store.finish_command(Some(&home), &first().id, done).await.unwrap();
@@ -164,6 +164,60 @@ async fn another_command_under_a_known_id_is_not_recorded_and_changes_nothing() 
 
         clock.forward(Duration::from_secs(24 * 3600));
         assert_eq!(record(store, other(), None).await, Recorded::New, "the id is free again");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn unfinished_commands_are_read_in_pages_for_each_server() {
+    on_each(Options::default(), async |store, clock| {
+        let (home, attic) = (server("home"), server("attic"));
+        let large = |id: &str| LoggedCommand {
+            body: Bytes::from(vec![b'x'; COMMANDS_BYTES / 3]),
+            ..command(id, "mqtt", clock.now())
+        };
+        for number in 0..10 {
+            record(store, large(&format!("h{number}")), None).await;
+            record(store, LoggedCommand { server: Some(attic.clone()), ..large(&format!("a{number}")) }, None).await;
+        }
+        let servers = store.servers_with_unfinished_commands().await.unwrap();
+        assert_eq!(servers, [Some(attic.clone()), Some(home.clone())].into());
+        let (mut after, mut pages) = (0, Vec::new());
+        loop {
+            let page = store.unfinished_commands(Some(&home), after).await.unwrap();
+            let Some((last, _)) = page.last() else { break };
+            assert!(after < *last && page.len() <= 4, "{} of a third of a page each", page.len());
+            after = *last;
+            pages.extend(page.into_iter().map(|(_, command)| command.id.to_string()));
+        }
+        assert_eq!(pages, (0..10).map(|number| format!("h{number}")).collect::<Vec<_>>());
+        assert!(store.unfinished_commands(None, 0).await.unwrap().is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_crash_counts_for_commands_that_ran_and_a_clean_shutdown_does_not() {
+    on_each(Options::default(), async |store, clock| {
+        let home = server("home");
+        let id = |text: &str| CommandId::parse(text).unwrap();
+        for name in ["runs", "waits", "ended", "was waiting"] {
+            record(store, command(name, "mqtt", clock.now()), None).await;
+        }
+        let crashes = async || unfinished(store).await.iter().map(|command| command.crashes).collect::<Vec<_>>();
+        for (was_clean_shutdown, expected) in [(false, 1), (true, 1), (false, 2)] {
+            for name in ["runs", "was waiting", "ended"] {
+                store.set_running(Some(&home), &id(name), true).await.unwrap();
+            }
+            store.set_running(Some(&home), &id("was waiting"), false).await.unwrap();
+            let done = LoggedResult { status: OutcomeStatus::Ok, body: Bytes::from_static(b"done") };
+            store.finish_command(Some(&home), &id("ended"), done).await.unwrap();
+            store.end_earlier_run(was_clean_shutdown).await.unwrap();
+            assert_eq!(crashes().await, [expected, 0, 0]);
+        }
+        store.end_earlier_run(false).await.unwrap();
+        assert_eq!(crashes().await, [2, 0, 0], "it does not run in this run");
+        assert!(store.set_running(Some(&home), &id("nobody"), true).await.is_err());
     })
     .await;
 }

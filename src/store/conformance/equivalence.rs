@@ -159,7 +159,7 @@ async fn read_all(store: &dyn Store) -> String {
         seen.push(format!("{:?}", store.result_backlog(&sink).await));
     }
     seen.push(format!("{:?}", store.read_all_after(None, 1_000).await));
-    seen.push(format!("{:?}", store.unfinished_commands().await));
+    seen.push(format!("{:?}", unfinished(store).await));
     seen.push(format!("{:?}", store.usage().await));
     seen.join("\n")
 }

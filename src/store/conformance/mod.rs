@@ -133,7 +133,24 @@ pub(super) fn command(id: &str, origin: &str, received_at: Timestamp) -> LoggedC
         expires_at: received_at.plus_millis(300_000),
         reply: Some(ReplyTo { topic: "a/b".to_owned(), correlation: Some(vec![0, 255]) }),
         is_started: false,
+        crashes: 0,
     }
+}
+
+/// Reads all commands without a result, in the order of their numbers.
+pub(super) async fn unfinished(store: &dyn Store) -> Vec<LoggedCommand> {
+    let mut all = Vec::new();
+    for server in store.servers_with_unfinished_commands().await.unwrap() {
+        let mut after = 0;
+        loop {
+            let page = store.unfinished_commands(server.as_ref(), after).await.unwrap();
+            let Some((last, _)) = page.last() else { break };
+            after = *last;
+            all.extend(page);
+        }
+    }
+    all.sort_by_key(|(number, _)| *number);
+    all.into_iter().map(|(_, command)| command).collect()
 }
 
 /// Records one command.

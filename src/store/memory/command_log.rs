@@ -1,5 +1,7 @@
 //! The command log in memory.
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -7,13 +9,17 @@ use super::super::{COMMAND_MEMORY, COMMANDS_MAX, RESULTS_BYTES_MAX, WAITERS_MAX}
 use super::{MemoryStore, State};
 use crate::model::{CommandId, ServerName, SinkName, Timestamp};
 use crate::port::{
-    CommandLog, LoggedCommand, LoggedResult, RESULTS_BYTES, Recorded, ReplyTo, ResultBacklog, StoreError, UnsentResult,
+    COMMANDS_BYTES, CommandLog, LoggedCommand, LoggedResult, RESULTS_BYTES, Recorded, ReplyTo, ResultBacklog,
+    StoreError, UnsentResult,
 };
 
 #[derive(Clone)]
 pub(super) struct Command {
     logged: LoggedCommand,
     result: Option<Bytes>,
+    /// Grows with each command.
+    number: i64,
+    is_running: bool,
     /// Further senders of the same id while it was being executed.
     waiters: Vec<(SinkName, Option<ReplyTo>)>,
 }
@@ -48,10 +54,42 @@ impl CommandLog for MemoryStore {
         Ok(self.state().command(server, id).and_then(|command| command.result.clone()))
     }
 
-    async fn unfinished_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
+    async fn set_running(&self, server: Option<&ServerName>, id: &CommandId, runs: bool) -> Result<(), StoreError> {
+        self.state().command(server, id).ok_or_else(|| unknown(id))?.is_running = runs;
+        Ok(())
+    }
+
+    async fn end_earlier_run(&self, was_clean_shutdown: bool) -> Result<(), StoreError> {
+        for command in self.state().commands.iter_mut().filter(|command| command.result.is_none()) {
+            let was_running = std::mem::take(&mut command.is_running);
+            command.logged.crashes += u32::from(was_running && !was_clean_shutdown);
+        }
+        Ok(())
+    }
+
+    async fn servers_with_unfinished_commands(&self) -> Result<BTreeSet<Option<ServerName>>, StoreError> {
         let state = self.state();
         let unfinished = state.commands.iter().filter(|command| command.result.is_none());
-        Ok(unfinished.map(|command| command.logged.clone()).collect())
+        Ok(unfinished.map(|command| command.logged.server.clone()).collect())
+    }
+
+    async fn unfinished_commands(
+        &self,
+        server: Option<&ServerName>,
+        after: i64,
+    ) -> Result<Vec<(i64, LoggedCommand)>, StoreError> {
+        let state = self.state();
+        let is_meant = |command: &&Command| {
+            command.result.is_none() && command.number > after && command.logged.server.as_ref() == server
+        };
+        let mut bytes = 0;
+        let has_room = |command: &&Command| {
+            let has_room = bytes < COMMANDS_BYTES;
+            bytes += command.logged.body.len();
+            has_room
+        };
+        let page = state.commands.iter().filter(is_meant).take_while(has_room);
+        Ok(page.map(|command| (command.number, command.logged.clone())).collect())
     }
 
     async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
@@ -118,7 +156,8 @@ impl State {
             return Ok(Recorded::Answered);
         }
         let (server, id) = (command.server.clone(), command.id.clone());
-        self.commands.push(Command { logged: command, result: None, waiters: Vec::new() });
+        let number = self.commands.last().map_or(1, |last| last.number + 1);
+        self.commands.push(Command { logged: command, result: None, number, is_running: false, waiters: Vec::new() });
         if let Some(result) = result {
             self.finish(server.as_ref(), &id, result)?;
         }

@@ -1,5 +1,7 @@
 //! The command log in SQL.
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use rusqlite::{OptionalExtension, Row, params};
@@ -11,12 +13,14 @@ use super::db::{Db, Mode};
 use super::failure::Failure;
 use crate::model::{CommandId, InfoHash, OutcomeStatus, ServerName, SinkName, Timestamp, Verb};
 use crate::port::{
-    CommandDigest, CommandLog, LoggedCommand, LoggedResult, RESULTS_BYTES, Recorded, ReplyTo, ResultBacklog,
-    StoreError, UnsentResult,
+    COMMANDS_BYTES, CommandDigest, CommandLog, LoggedCommand, LoggedResult, RESULTS_BYTES, Recorded, ReplyTo,
+    ResultBacklog, StoreError, UnsentResult,
 };
 
 /// Limit on the commands forgotten at once.
 const TRIM_MAX: u32 = 2_000;
+/// Memory of a command besides its body, so that a page of many small ones ends, too.
+const COMMAND_BYTES: usize = 512;
 
 #[async_trait]
 impl CommandLog for SqliteStore {
@@ -66,8 +70,37 @@ impl CommandLog for SqliteStore {
             .await
     }
 
-    async fn unfinished_commands(&self) -> Result<Vec<LoggedCommand>, StoreError> {
-        self.writer.ask(Mode::Read, |db| unfinished(db)).await
+    async fn set_running(&self, server: Option<&ServerName>, id: &CommandId, runs: bool) -> Result<(), StoreError> {
+        let (server, id) = (server.cloned(), id.clone());
+        self.writer
+            .ask(Mode::Lazy, move |db| {
+                let sql = "UPDATE commands SET is_running = ?3 WHERE server = ?1 AND id = ?2";
+                match db.execute(sql, (key(server.as_ref()), id.as_str(), runs))? {
+                    0 => Err(unknown(&id)),
+                    _ => Ok(()),
+                }
+            })
+            .await
+    }
+
+    async fn end_earlier_run(&self, was_clean_shutdown: bool) -> Result<(), StoreError> {
+        let sql = "UPDATE commands SET is_running = 0, crashes = crashes + ?1 WHERE result IS NULL AND is_running";
+        self.writer.ask(Mode::Lazy, move |db| db.execute(sql, [!was_clean_shutdown]).map(drop)).await
+    }
+
+    async fn servers_with_unfinished_commands(&self) -> Result<BTreeSet<Option<ServerName>>, StoreError> {
+        let sql = "SELECT DISTINCT server FROM commands WHERE result IS NULL";
+        let read = |row: &Row<'_>| key_from_sql(row.get_ref(0)?.as_str()?);
+        self.writer.ask(Mode::Read, move |db| Ok(db.query(sql, [], read)?)).await
+    }
+
+    async fn unfinished_commands(
+        &self,
+        server: Option<&ServerName>,
+        after: i64,
+    ) -> Result<Vec<(i64, LoggedCommand)>, StoreError> {
+        let server = server.cloned();
+        self.writer.ask(Mode::Read, move |db| unfinished(db, server.as_ref(), after)).await
     }
 
     async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
@@ -122,8 +155,20 @@ fn forgotten_until(db: &Db) -> i64 {
 
 // Many may come at once, and most of a flood is refused, so a new one takes as few statements as possible.
 fn record(db: &mut Db, command: &LoggedCommand, result: Option<&LoggedResult>) -> Result<Recorded, Failure> {
-    let LoggedCommand { id, server, origin, hash, verb, body, digest, received_at, expires_at, reply, is_started } =
-        command;
+    let LoggedCommand {
+        id,
+        server,
+        origin,
+        hash,
+        verb,
+        body,
+        digest,
+        received_at,
+        expires_at,
+        reply,
+        is_started,
+        crashes: _,
+    } = command;
     let server = key(server.as_ref());
     let sql = "SELECT result, received_at, digest FROM commands WHERE server = ?1 AND id = ?2";
     let read = |row: &Row<'_>| {
@@ -221,11 +266,12 @@ fn finish(db: &Db, server: Option<&ServerName>, id: &CommandId, result: &LoggedR
     db.execute("DELETE FROM waiters WHERE server = ?1 AND id = ?2", (server, id.as_str())).map(drop)
 }
 
-fn unfinished(db: &Db) -> Result<Vec<LoggedCommand>, Failure> {
-    let sql = "SELECT id, server, origin, hash, verb, body, received_at, expires_at, reply, is_started, digest \
-               FROM commands WHERE result IS NULL ORDER BY number";
-    let commands = db.query(sql, [], |row| {
-        Ok(LoggedCommand {
+fn unfinished(db: &Db, server: Option<&ServerName>, after: i64) -> Result<Vec<(i64, LoggedCommand)>, Failure> {
+    let sql = "SELECT id, server, origin, hash, verb, body, received_at, expires_at, reply, is_started, digest, crashes, \
+               number FROM commands WHERE result IS NULL AND server = ?1 AND number > ?2 ORDER BY number";
+    let mut statement = db.connection.prepare_cached(sql)?;
+    let mut rows = statement.query_map((key(server), after), |row| {
+        let command = LoggedCommand {
             id: CommandId::parse(row.get_ref(0)?.as_str()?).map_err(unreadable)?,
             server: key_from_sql(row.get_ref(1)?.as_str()?)?,
             origin: SinkName::recall(row.get_ref(2)?.as_str()?).map_err(unreadable)?,
@@ -237,9 +283,18 @@ fn unfinished(db: &Db) -> Result<Vec<LoggedCommand>, Failure> {
             reply: reply_from_sql(row.get_ref(8)?.as_str_or_null()?)?,
             is_started: row.get(9)?,
             digest: row.get::<_, Option<[u8; 32]>>(10)?.map(CommandDigest),
-        })
-    });
-    Ok(commands?)
+            crashes: row.get(11)?,
+        };
+        Ok((row.get(12)?, command))
+    })?;
+    let (mut commands, mut bytes) = (Vec::new(), 0);
+    while bytes < COMMANDS_BYTES
+        && let Some((number, command)) = rows.next().transpose()?
+    {
+        bytes += command.body.len() + COMMAND_BYTES;
+        commands.push((number, command));
+    }
+    Ok(commands)
 }
 
 fn unsent(db: &Db, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, Failure> {

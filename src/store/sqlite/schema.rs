@@ -29,6 +29,7 @@ const STEPS: &[&str] = &[
     include_str!("steps/5_sink_flags.sql"),
     include_str!("steps/6_names.sql"),
     include_str!("steps/7_command_digest.sql"),
+    include_str!("steps/8_command_crashes.sql"),
 ];
 
 /// Opens the directory's database, or creates one where there is none that can be used.

@@ -356,7 +356,7 @@ fn torn_copy(folder: &Path, cut: usize) -> tempfile::TempDir {
 /// Gives tables and columns the names that they had before the sixth step.
 fn to_format_5(connection: &rusqlite::Connection) {
     let renames = "
-        ALTER TABLE commands DROP COLUMN digest;
+        ALTER TABLE commands DROP COLUMN crashes; ALTER TABLE commands DROP COLUMN is_running; ALTER TABLE commands DROP COLUMN digest;
         ALTER TABLE servers RENAME COLUMN has_commits TO is_used;
         ALTER TABLE servers RENAME COLUMN journal_reset TO reset;
         ALTER TABLE snapshot RENAME COLUMN diff_state TO memory;
@@ -415,7 +415,7 @@ async fn a_file_of_the_format_before_the_renames_is_migrated_with_everything_in_
     assert_eq!(store.read_after(&home, Seq(0), 9).await.unwrap(), entries);
     assert_eq!(store.load_sink(&mqtt).await.unwrap(), sink_before);
     let of_before = LoggedCommand { digest: None, ..first.clone() };
-    assert_eq!(store.unfinished_commands().await.unwrap(), [of_before]);
+    assert_eq!(unfinished(&store).await, [of_before]);
     let done = LoggedResult { status: OutcomeStatus::Ok, body: Bytes::from_static(b"done") };
     store.finish_command(Some(&home), &first.id, done).await.unwrap();
     assert_eq!(store.unsent_results(&mqtt, 0, 9).await.unwrap().len(), 2, "the first sender and the second");
@@ -430,7 +430,7 @@ async fn a_file_of_the_format_without_digests_keeps_its_commands_and_tells_new_o
     store.close().await.unwrap();
     drop(store);
     let connection = rusqlite::Connection::open(folder.path().join("dtorrent.sqlite3")).unwrap();
-    connection.execute_batch("ALTER TABLE commands DROP COLUMN digest").unwrap();
+    connection.execute_batch("ALTER TABLE commands DROP COLUMN crashes; ALTER TABLE commands DROP COLUMN is_running; ALTER TABLE commands DROP COLUMN digest").unwrap();
     connection.pragma_update(None, "user_version", 6).unwrap();
     drop(connection);
 

@@ -291,7 +291,7 @@ async fn a_state_of_the_first_version_is_migrated() {
         DROP TABLE waiters;
         DROP TABLE sinks;
         ALTER TABLE servers DROP COLUMN journal_reset;
-        ALTER TABLE commands DROP COLUMN digest;
+        ALTER TABLE commands DROP COLUMN crashes; ALTER TABLE commands DROP COLUMN is_running; ALTER TABLE commands DROP COLUMN digest;
         ALTER TABLE servers RENAME COLUMN has_commits TO is_used;
         ALTER TABLE snapshot RENAME COLUMN diff_state TO memory;
         ALTER TABLE snapshot RENAME TO told;

@@ -34,6 +34,12 @@ impl StateDatabase {
         self.number("SELECT count(*) FROM commands WHERE result IS NULL", &[])
     }
 
+    /// Returns the number of commands that are recorded as running, and ran at so many crashes before.
+    pub fn running_commands(&self, crashes: u32) -> u64 {
+        let sql = "SELECT count(*) FROM commands WHERE result IS NULL AND is_running AND crashes = CAST(?1 AS INTEGER)";
+        self.number(sql, &[&crashes.to_string()])
+    }
+
     /// Returns whether the store records that a sink has received every state.
     pub fn has_sent_every_state(&self, sink: &str) -> bool {
         let newest = self.number("SELECT max(rev) FROM snapshot", &[]);

@@ -138,6 +138,12 @@ impl World {
         self.bridge = Some(Bridge::start_by(&self.setup.launcher, &config));
     }
 
+    /// Starts the bridge again, by other first words of its command.
+    pub fn relaunch_with(&mut self, launcher: &[&str]) {
+        self.setup.launcher = launcher.iter().map(|word| (*word).to_owned()).collect();
+        self.launch_bridge();
+    }
+
     pub fn data_dir(&self) -> PathBuf {
         self.folder.join("data")
     }
