@@ -98,7 +98,9 @@ impl SignalFile {
             let (some, next) = spawn_blocking(move || file.read(from)).await.map_err(io::Error::other)??;
             offset = next;
             received(some);
-            notifications.read(&mut ignored).await?;
+            if notifications.read(&mut ignored).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
         }
     }
 

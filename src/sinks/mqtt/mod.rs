@@ -170,7 +170,8 @@ impl BrokerSink for MqttSink {
                 || names.as_ref().is_some_and(|names| names.device_of(topic).is_some())
         };
         topics.extend(found.into_iter().map(|(topic, _)| topic).filter(is_ours));
-        let kept: BTreeSet<String> = topics.extract_if(.., |topic| self.is_shared(topic)).collect();
+        let (kept, topics): (BTreeSet<String>, BTreeSet<String>) =
+            topics.into_iter().partition(|topic| self.is_shared(topic));
         // Devices go before their states: without a state Home Assistant would show them as unavailable meanwhile.
         let (discovery, others): (Vec<_>, Vec<_>) = topics.into_iter().partition(|topic| topic.ends_with("/config"));
         let topics = [discovery, others].concat();
