@@ -700,6 +700,14 @@ fn each_secret_of_a_config_is_masked_where_others_repeat_it() {
 }
 
 #[test]
+fn what_a_program_gets_from_the_environment_is_masked() {
+    let toml = "[servers.x]\nclient = \"exec\"\ncommand = [\"a\"]\nenvironment = [\"API_KEY\", \"DEBUG\"]\n";
+    let variables = [("API_KEY", "for-the-program"), ("DEBUG", "1"), ("OTHER", "of-somebody-else")];
+    let mask = loaded(toml, &variables).mask;
+    assert_eq!(mask.masked("1 for-the-program of-somebody-else"), "1 *** of-somebody-else");
+}
+
+#[test]
 fn rights_are_given_with_a_star_and_taken_with_a_minus() {
     let rights =
         |commands: &str| parsed(&format!("{SERVER}{BROKER}{commands}")).brokers.into_values().next().unwrap().commands;

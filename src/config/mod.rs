@@ -44,6 +44,7 @@ pub use log::{Log, LogFormat};
 pub use schema::schema;
 pub use warnings::warnings;
 
+use crate::model::{ANYWHERE_CHARS_MIN, Mask};
 use file::File;
 use read::{Context, Notes, Table};
 
@@ -128,7 +129,8 @@ fn read_layers(file: Option<&File>, sources: &Sources) -> Result<Config, ConfigE
     let tree = whole(&figment);
     let context = Context::new(figment, file);
     let config = root::config(&Table::root(&context, &tree), file.map(|file| file.path().to_owned()));
-    let Notes { errors: noted, warnings, mask } = context.into_notes();
+    let Notes { errors: noted, warnings, mut mask } = context.into_notes();
+    config.iter().for_each(|config| mask_variables(config, sources, &mut mask));
     errors.extend(noted);
     // Only without other errors, which may be the reason why there is no server.
     if errors.is_empty() && config.as_ref().is_some_and(|config| config.servers.is_empty()) {
@@ -138,6 +140,18 @@ fn read_layers(file: Option<&File>, sources: &Sources) -> Result<Config, ConfigE
     match config {
         Some(config) if errors.is_empty() => Ok(Config { weak_secrets: warnings, mask: mask.built(), ..config }),
         _ => Err(ConfigErrors(errors)),
+    }
+}
+
+/// Adds the variables that programs get by name: mostly a login of theirs.
+fn mask_variables(config: &Config, sources: &Sources, mask: &mut Mask) {
+    for server in config.servers.values() {
+        let Client::Exec(program) = &server.client else { continue };
+        let is_passed = |name: &OsString| program.environment.iter().any(|passed| *name == **passed);
+        let values =
+            sources.variables.iter().filter(|(name, _)| is_passed(name)).filter_map(|(_, value)| value.to_str());
+        // Others are `1` or `debug`, and in many texts.
+        values.filter(|value| value.chars().count() >= ANYWHERE_CHARS_MIN).for_each(|value| mask.add(value));
     }
 }
 

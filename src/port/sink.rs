@@ -60,7 +60,8 @@ pub trait Sink: Send + Sync {
         None
     }
 
-    /// Returns what users should know of how the sink delivers, one sentence each; shown with its health.
+    /// Returns what users should know of how the sink delivers, one sentence each; shown with its health to anybody, so
+    /// without the words of the receiver.
     fn notes(&self) -> Vec<String> {
         Vec::new()
     }
