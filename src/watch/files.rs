@@ -13,8 +13,8 @@ use crate::live_state::LiveState;
 use crate::model::{Files, InfoHash, Parts, ServerName, error_chain};
 use crate::port::{Delivery, TorrentClient};
 
-/// Pause after reading, in multiples of the time that reading took: a tenth of the client's time is used, so
-/// that a large first snapshot does not keep it busy.
+/// Pause after reading, in multiples of the time that reading took: a tenth of the client's time is used, so that many
+/// torrents that are added at once do not keep it busy.
 const PAUSE_FACTOR: u32 = 9;
 
 /// Torrents whose files are to be read and published. Each is in the set once, however often it is wanted.

@@ -249,6 +249,13 @@ impl<'a> PollLoop<'a> {
     async fn commit_part(&mut self, change_set: ChangeSet, at: Duration) -> Result<bool, StoreError> {
         let Watcher { server, common: Common { store, live, .. }, .. } = self.watcher;
         let state = change_set.state.clone();
+        // A magnet link has files only once it has its metadata. Those of a first listing are not read: thousands would keep
+        // the client busy for minutes.
+        let has_files = |event: &&NewEvent| {
+            matches!(event.kind, Kind::Added | Kind::Metadata | Kind::Finished) && event.cause != Cause::Snapshot
+        };
+        let with_files: Vec<InfoHash> =
+            change_set.events.iter().filter(has_files).filter_map(|event| Some(event.torrent.as_ref()?.hash)).collect();
         let committed = match store.commit(change_set).await {
             Ok(committed) => committed,
             Err(StoreError::Full { reason }) => {
@@ -264,7 +271,7 @@ impl<'a> PollLoop<'a> {
             info!(%server, times, "store has room again, events held back are committed");
         }
         self.differ.committed(&committed, at);
-        for JournalEntry { kind, hash, .. } in &committed.entries {
+        for JournalEntry { kind, .. } in &committed.entries {
             match kind {
                 Kind::ServerOffline => warn!(%server, "server offline"),
                 Kind::ServerRestarted => info!(%server, "client restarted"),
@@ -273,11 +280,8 @@ impl<'a> PollLoop<'a> {
             }
             let labels = [("server", server.to_string()), ("kind", kind.as_str().to_owned())];
             metrics::counter!("dtorrent_events_total", &labels).increment(1);
-            // A magnet link has files only once it has its metadata.
-            if let (Kind::Added | Kind::Metadata | Kind::Finished, Some(hash)) = (kind, hash) {
-                self.watcher.files.want(*hash);
-            }
         }
+        with_files.into_iter().for_each(|hash| self.watcher.files.want(hash));
         // After the commit (I3): what is in the live state is sent.
         live.publish(server, committed, state);
         Ok(true)

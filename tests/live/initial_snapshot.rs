@@ -7,7 +7,7 @@ use dtorrent_peers::content::Content;
 use rumqttc::v5::mqttbytes::QoS;
 use tokio::time::Instant;
 
-use crate::harness::recorder::Recorder;
+use crate::harness::recorder::{Message, Recorder};
 use crate::harness::{Setup, World, can_run};
 
 fn contents(count: u64) -> Vec<Content> {
@@ -51,6 +51,39 @@ async fn torrents_of_the_initial_snapshot_are_added_once_and_their_states_are_re
     late.wait_for_last("dtorrent/home/status", "online").await;
     late.wait_for_last("dtorrent/bridge/main/status", "online").await;
     assert!(late.all().iter().all(|message| !message.topic.contains("/event/")), "an event was retained");
+}
+
+#[tokio::test]
+async fn files_of_the_initial_snapshot_are_not_published() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let contents = contents(3);
+    for content in &contents {
+        world.home.load(&content.torrent, false).await.unwrap();
+    }
+    world.start_bridge().await;
+    // Of several torrents those with the lowest hash are published first, so whatever is due before comes before.
+    let newcomers: Vec<_> =
+        (10..13).map(|number| Content::file(&format!("newcomer-{number}"), 50_000, number)).collect();
+    for content in &newcomers {
+        world.home.load(&content.torrent, false).await.unwrap();
+    }
+    let files = |content: &Content| format!("dtorrent/home/torrent/{}/files", content.hash);
+    for content in &newcomers {
+        let topic = files(content);
+        let is_there = |all: &[Message]| all.iter().any(|message| message.topic == topic).then_some(());
+        world.recorder.wait_for("the files of a newcomer", is_there).await;
+    }
+    let published = world.recorder.all();
+    for content in &contents {
+        assert!(
+            !published.iter().any(|message| message.topic == files(content)),
+            "{} is of the snapshot",
+            content.name
+        );
+    }
 }
 
 #[tokio::test]
