@@ -22,9 +22,12 @@ for user in bridge reader commander homeassistant; do
     if [ ! -s "$file" ]; then
         head -c 24 /dev/urandom | base64 | tr '+/' '-_' >"$file"
         echo "made $file"
+        # The hash of an earlier password that was removed.
+        sed -i "/^$user:/d" "$passwords"
     fi
     if ! grep -q "^$user:" "$passwords"; then
-        { printf '%s:' "$user"; cat "$file"; } >>"$new"
+        # Written by the shell itself. A file made by hand may lack the line break.
+        printf '%s:%s\n' "$user" "$(cat "$file")" >>"$new"
     fi
 done
 
@@ -42,11 +45,10 @@ fi
 # Compose passes these files on with their owner and permissions, and the containers run as other users: their group
 # may read. The directory keeps everybody else out.
 chmod 0600 secrets/*
-if ! chgrp "$group" secrets/* 2>/dev/null && command -v docker >/dev/null; then
-    docker run --rm --user 0:0 -v "$PWD/secrets:/secrets" "$mosquitto_image" sh -c "chgrp $group /secrets/*"
-fi
-if [ "$(stat -c %g "$passwords")" = "$group" ]; then
+# Where docker runs without root, the group has another number outside of the containers.
+if chgrp "$group" secrets/* 2>/dev/null; then
     chmod 0640 secrets/*
-else
+elif ! command -v docker >/dev/null || ! docker run --rm --user 0:0 -v "$PWD/secrets:/secrets" "$mosquitto_image" \
+    sh -c "chgrp $group /secrets/* && chmod 0640 /secrets/*"; then
     echo "the containers cannot read these files yet: sudo chgrp $group secrets/* && chmod 0640 secrets/*" >&2
 fi

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::errors::{precondition, unknown_hash};
+use super::errors::{bad_request, precondition, unknown_hash};
 use super::execution::{Attempt, Execution};
 use crate::model::{Action, Parts, Tracker, reported_text};
 
@@ -43,6 +43,7 @@ impl Execution<'_> {
                 _ => Err(precondition(format!("{name} stands for several of its trackers; write the whole URL"))),
             }
         })?;
+        let changes = changes.each_in_one_list().map_err(|error| bad_request(error.to_string()))?;
         Ok(Action::Trackers(hash, changes))
     }
 }

@@ -150,8 +150,9 @@ fn mask_variables(config: &Config, sources: &Sources, mask: &mut Mask) {
         let is_passed = |name: &OsString| program.environment.iter().any(|passed| *name == **passed);
         let values =
             sources.variables.iter().filter(|(name, _)| is_passed(name)).filter_map(|(_, value)| value.to_str());
-        // Others are `1` or `debug`, and in many texts.
-        values.filter(|value| value.chars().count() >= ANYWHERE_CHARS_MIN).for_each(|value| mask.add(value));
+        // Others are `1`, `debug` or `/downloads`, and in many texts.
+        let is_secret = |value: &&str| value.chars().count() >= ANYWHERE_CHARS_MIN && !value.starts_with('/');
+        values.filter(is_secret).for_each(|value| mask.add(value));
     }
 }
 

@@ -11,7 +11,7 @@ use super::choose::{events, patterns, servers};
 use super::read::{Fault, Table};
 use super::secret::{mask_words, parsed_secret, read_file, read_secret, secret, warn_of_readers};
 use super::values::{certificates, login, torrents};
-use crate::model::{Kind, Mask, ServerName, SinkName};
+use crate::model::{Kind, Mask, ServerName, SinkName, names_secret};
 use crate::sinks::webhook::settings::{
     Address, EventFilter, FORMATS, Format, InvalidTemplate, Login, Secrets, Settings, Template, header,
 };
@@ -115,7 +115,10 @@ fn headers(table: &Table<'_>, has_login: bool) -> HeaderMap {
     });
     let mut headers = HeaderMap::new();
     for (key, name, value) in in_place.chain(in_files) {
-        table.mask(|mask| value.iter().for_each(|value| mask.add(value)));
+        // `Priority: 5` and `Markdown: yes` are no secrets, and in many texts. In a file is what nobody is to read.
+        if key == "header_files" || names_secret(&name) {
+            table.mask(|mask| value.iter().for_each(|value| mask.add_header(&name, value)));
+        }
         match value.and_then(|text| Ok(header(&name, &SecretString::from(text))?)) {
             Ok((name, _)) if headers.contains_key(&name) => {
                 table.fault(key, Fault::new(format!("has `{name}` twice"), "keep one of them"));

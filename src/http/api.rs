@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Path, Request, State};
-use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -190,9 +190,15 @@ type Answer = Result<Response, Response>;
 pub(super) async fn ready(
     State(state): SharedState,
     ConnectInfo(permit): ConnectInfo<Permit>,
+    uri: Uri,
     headers: HeaderMap,
 ) -> Answer {
-    let readiness = state.api.readiness(state.viewer(&permit, &headers).await.map_err(refused)?);
+    // Under a foreign host name a web page may send the request, which gets no chance to guess the token.
+    let viewer = match state.access.check_host(&uri, &headers) {
+        Ok(()) => state.viewer(&permit, &headers).await.map_err(refused)?,
+        Err(_) => Viewer::Anybody,
+    };
+    let readiness = state.api.readiness(viewer);
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Ok((status, axum::Json(readiness)).into_response())
 }

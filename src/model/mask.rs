@@ -14,9 +14,9 @@ use std::collections::BTreeSet;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use base64::Engine as _;
-use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
+use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use url::Url;
+use url::{Position, Url};
 
 /// The text in place of a secret.
 const MASKED: &str = "***";
@@ -53,21 +53,43 @@ impl Mask {
         self.add(&format!("{user}:{password}"));
     }
 
+    /// Adds the value of a header of a request, whole and without its scheme or the names in it, as a server may repeat it.
+    pub fn add_header(&mut self, name: &str, value: &str) {
+        self.add(value);
+        if name.eq_ignore_ascii_case("cookie") {
+            let values = value.split(';').filter_map(|pair| Some(pair.split_once('=')?.1));
+            return values.filter(|value| is_long(value)).for_each(|value| self.add(value));
+        }
+        let Some((scheme, credentials)) = value.trim().split_once(' ') else { return };
+        self.add(credentials);
+        let login = BASE64_STANDARD.decode(credentials.trim()).ok().and_then(|login| String::from_utf8(login).ok());
+        if let Some((user, password)) = login.as_deref().and_then(|login| login.split_once(':'))
+            && scheme.eq_ignore_ascii_case("basic")
+        {
+            self.add_login(user, password);
+        }
+    }
+
     /// Adds what follows the host of a URL: the path, each part of it that is long and no plain word, and the query.
     pub fn add_url(&mut self, url: &str) {
         // What is no URL is an error of the config, which ends here.
         let Ok(url) = Url::parse(url.trim()) else { return };
         let path = url.path();
-        let whole = url.query().map(|query| format!("{path}?{query}")).unwrap_or_default();
         // `services` and `dtorrent` are in many texts, and no secret.
-        let parts = path.split('/').filter(|part| !is_plain_word(part)).chain([path, &whole]);
-        parts.filter(|part| is_long(part)).for_each(|part| self.add(part));
+        let secrets: Vec<&str> = path.split('/').filter(|part| !is_plain_word(part) && !part.is_empty()).collect();
+        let whole = &url[Position::BeforePath..Position::AfterQuery];
+        if !secrets.is_empty() {
+            secrets.into_iter().chain([path, whole]).filter(|part| is_long(part)).for_each(|part| self.add(part));
+        }
         self.add_query(&url);
     }
 
-    /// Adds each long value of a URL's query.
+    /// Adds each long value of a URL's query, but for words under a name that promises no secret (`parse_mode=Markdown`).
     pub fn add_query(&mut self, url: &Url) {
-        url.query_pairs().filter(|(_, value)| is_long(value)).for_each(|(_, value)| self.add(&value));
+        let is_word = |value: &str| is_plain_word(&value.to_ascii_lowercase());
+        let is_secret =
+            |(name, value): &(Cow<'_, str>, Cow<'_, str>)| is_long(value) && (names_secret(name) || !is_word(value));
+        url.query_pairs().filter(is_secret).for_each(|(_, value)| self.add(&value));
     }
 
     /// Completes the mask: secrets that are added later are not looked for.
@@ -95,6 +117,12 @@ impl Mask {
     pub fn masked_anywhere<'a>(&self, text: &'a str) -> Cow<'a, str> {
         replaced(text.into(), self.matchers[0].as_ref(), |_, _, _| true)
     }
+}
+
+/// Returns whether the name of a header or parameter promises a secret.
+pub fn names_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    ["auth", "cookie", "key", "pass", "secret", "sign", "token"].iter().any(|word| name.contains(word))
 }
 
 /// Whether a secret is no part of other words.
@@ -195,6 +223,27 @@ mod tests {
         ] {
             assert_eq!(mask.masked(text), expected);
         }
+    }
+
+    #[test]
+    fn words_in_a_url_are_in_other_texts_too() {
+        let mask = mask(|mask| mask.add_url("http://nas:9000/downloads?parse_mode=Markdown&token=sesames"));
+        assert_eq!(mask.masked("/downloads/x.iso is no Markdown"), "/downloads/x.iso is no Markdown");
+        assert_eq!(mask.masked("bad token sesames"), "bad token ***");
+    }
+
+    #[test]
+    fn a_header_is_masked_with_and_without_its_scheme() {
+        for (name, value, repeated) in [
+            ("Authorization", "Bearer tk_AgQdq7mV", "unknown token tk_AgQdq7mV"),
+            ("authorization", "Basic bWU6c2VzYW1lcw==", "wrong password: sesames"),
+            ("Cookie", "lang=en; session=5e55104d", "no session 5e55104d"),
+        ] {
+            let masked = mask(|mask| mask.add_header(name, value)).masked(repeated).into_owned();
+            assert!(masked.ends_with("***"), "{masked}");
+        }
+        let mask = mask(|mask| mask.add_header("Authorization", "Bearer tk_AgQdq7mV"));
+        assert_eq!(mask.masked("write Bearer TOKEN"), "write Bearer TOKEN");
     }
 
     #[test]

@@ -86,6 +86,13 @@ impl TrackerChanges {
                     InvalidTrackerChanges(format!("{name}[{place}]: {right}"))
                 })?;
             }
+        }
+        self.each_in_one_list()
+    }
+
+    /// Returns the changes with each tracker once, unless one is in two lists.
+    pub(crate) fn each_in_one_list(mut self) -> Result<Self, InvalidTrackerChanges> {
+        for list in [&mut self.add, &mut self.remove, &mut self.enable, &mut self.disable] {
             list.sort_unstable();
             list.dedup();
         }

@@ -115,7 +115,9 @@ impl ExecClient {
             Failure::NotStarted(source) => ClientError::Unreachable { address: program.clone(), source: source.into() },
             Failure::Ended(how) => ClientError::Unreachable { address: program.clone(), source: how.into() },
             Failure::Died(how) => ClientError::Broken { reason: format!("{program}: `{method}`: {how}") },
-            Failure::Invalid(reason) => ClientError::Protocol { reason: format!("{program}: `{method}`: {reason}") },
+            Failure::Invalid(reason) => {
+                ClientError::Protocol { reason: format!("{program}: `{method}`: {}", reported_text(&reason)) }
+            }
             // A program that listed no methods in `initialize` shows only now that it lacks this one.
             Failure::Refused { code: METHOD_NOT_FOUND, .. } | Failure::Unsupported => {
                 ClientError::Unsupported { what: method.to_owned() }

@@ -31,7 +31,7 @@ use tracing::{debug, warn};
 
 use self::body::Body;
 use self::response::{AttemptOutcome, classify};
-use crate::model::{Event, JournalEntry, OutsideText, SinkName, error_chain};
+use crate::model::{Event, JournalEntry, Mask, OutsideText, SinkName, error_chain};
 use crate::port::{Clock, Connected, DeliverError, Delivery, Sink};
 use crate::tls;
 
@@ -60,6 +60,8 @@ pub struct Endpoint {
     http: reqwest::Client,
     authorization: Option<HeaderValue>,
     clock: Arc<dyn Clock>,
+    /// What its answers may repeat of a request.
+    mask: Mask,
     /// The reason of a 410: nothing is posted any more until the next start.
     gone: OnceLock<OutsideText>,
     /// One lock per sink: a sink and a replay of its dead letters post one request at a time between them.
@@ -89,7 +91,8 @@ impl Endpoint {
             client.timeout(settings.timeout).user_agent(concat!("dtorrent/", env!("CARGO_PKG_VERSION")))
         })?;
         let authorization = settings.login.as_ref().map(authorization).transpose()?;
-        Ok(Self { settings, http, authorization, clock, gone: OnceLock::new(), request_locks: Mutex::default() })
+        let mask = settings.mask();
+        Ok(Self { settings, http, authorization, clock, mask, gone: OnceLock::new(), request_locks: Mutex::default() })
     }
 
     /// Checks that the endpoint answers HTTP; no event is sent.
@@ -155,7 +158,8 @@ impl Endpoint {
         let retry_after = response.headers().get(RETRY_AFTER).map(|value| value.as_bytes().to_owned());
         // Of every response: hyper reuses a connection only when its last response was read to the end.
         let body_start = body_start(response).await;
-        classify(status, retry_after.as_deref(), &body_start, self.clock.now())
+        let body_start = String::from_utf8_lossy(&body_start);
+        classify(status, retry_after.as_deref(), self.mask.masked(&body_start).as_bytes(), self.clock.now())
     }
 
     /// Returns the error with its causes, without the URL.

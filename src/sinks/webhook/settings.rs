@@ -10,7 +10,7 @@ pub use super::body::{FORMATS, Format};
 pub use super::filter::EventFilter;
 pub use super::sign::Secrets;
 pub use super::template::{InvalidTemplate, Template};
-use crate::model::SinkName;
+use crate::model::{ANYWHERE_CHARS_MIN, Mask, SinkName};
 use crate::sinks::invalid::{InvalidText, invalid};
 
 /// Settings of one endpoint.
@@ -28,7 +28,7 @@ pub struct Settings {
     pub secrets: Option<Secrets>,
     /// Login of the bridge.
     pub login: Option<Login>,
-    /// More headers; all of them secret.
+    /// More headers; each may be a secret.
     pub headers: HeaderMap,
     /// Certificate authorities to trust, as PEM, in place of the system's.
     pub ca_pem: Option<Vec<u8>>,
@@ -36,6 +36,20 @@ pub struct Settings {
     pub timeout: Duration,
     /// Age at which an undelivered event becomes a dead letter.
     pub keep_trying: Duration,
+}
+
+impl Settings {
+    /// Returns what is a secret between the bridge and this endpoint: also a path of plain words, and every long header, which
+    /// the mask of the whole config leaves out because they are in other texts as well.
+    pub(super) fn mask(&self) -> Mask {
+        let (mut mask, url) = (Mask::default(), self.address.url());
+        let is_long = |text: &&str| text.chars().count() >= ANYWHERE_CHARS_MIN;
+        [url.path(), &url[Position::BeforePath..]].into_iter().filter(is_long).for_each(|text| mask.add(text));
+        url.query_pairs().filter(|(_, value)| is_long(&&**value)).for_each(|(_, value)| mask.add(&value));
+        let headers = self.headers.iter().filter_map(|(name, value)| Some((name, value.to_str().ok()?)));
+        headers.filter(|(_, value)| is_long(value)).for_each(|(name, value)| mask.add_header(name.as_str(), value));
+        mask.built()
+    }
 }
 
 /// Login of the bridge at an endpoint.

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::fs::OpenOptions;
+use tokio::io::AsyncWriteExt as _;
 
 use super::super::calls::Call;
 use super::super::file_server::TorrentFileServer;
@@ -26,8 +28,12 @@ struct TemporaryFile(PathBuf);
 
 impl TemporaryFile {
     async fn new(folder: &Path, content: &Bytes) -> std::io::Result<Self> {
-        let file = Self(folder.join(format!(".dtorrent-{:032x}.torrent", rand::random::<u128>())));
-        tokio::fs::write(&file.0, content).await?;
+        let path = folder.join(format!(".dtorrent-{:032x}.torrent", rand::random::<u128>()));
+        // Only a file that was made here is written, and removed later.
+        let mut opened = OpenOptions::new().write(true).create_new(true).open(&path).await?;
+        let file = Self(path);
+        opened.write_all(content).await?;
+        opened.flush().await?;
         Ok(file)
     }
 }
