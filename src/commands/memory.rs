@@ -15,7 +15,7 @@ const WRITTEN_HASH_BYTES: usize = 43;
 /// Memory for each torrent of a command that runs: its action, how far that is, its effect, its row and the row's JSON.
 const RUNNING_TORRENT_BYTES: usize = 2 << 10;
 /// Memory of a small command, which waits for no other: there are at most as many as a queue takes.
-const SMALL_COMMAND_BYTES: usize = COMMAND_BYTES + 3 * RUNNING_TORRENT_BYTES;
+pub(super) const SMALL_COMMAND_BYTES: usize = COMMAND_BYTES + 3 * RUNNING_TORRENT_BYTES;
 /// Memory for each torrent of an answer that contains torrents, as a tree and as JSON.
 const SHOWN_TORRENT_BYTES: usize = 8 << 10;
 /// The same with files, trackers or peers.
@@ -91,8 +91,8 @@ impl CommandMemory {
         has_room
     }
 
-    /// Takes memory for a command that is to run; `false` if others of its origin have it. `is_only`: none of them runs in
-    /// the same queue, where one always may, so that one server does not hold up another (I13).
+    /// Takes memory for a command that is to run; `false` if others of its origin have it. `is_only`: no other large one
+    /// runs in the same queue, where one always may, so that one server does not hold up another (I13).
     pub(super) fn take_running(&self, origin: &SinkName, bytes: usize, is_only: bool) -> bool {
         let mut all = self.taken();
         let taken = all.entry(origin.clone()).or_default();

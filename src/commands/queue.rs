@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::memory::{CommandMemory, running_bytes, waiting_bytes};
+use super::memory::{CommandMemory, SMALL_COMMAND_BYTES, running_bytes, waiting_bytes};
 use super::request::{Request, Target};
 use super::sender::CommandSender;
 use crate::model::{CommandId, InfoHash, Operation, SinkName, Timestamp};
@@ -156,6 +156,8 @@ struct Passed {
     has_command: bool,
     /// A filter among them waits or runs: nothing of the origin overtakes it.
     is_closed: bool,
+    /// A large one among them waits for memory: no other large one overtakes it, or it might wait for ever.
+    lacks_memory: bool,
     adds: usize,
 }
 
@@ -283,8 +285,9 @@ impl Queue {
         let mut state = self.state();
         let is_any_running =
             state.entries.iter().any(|entry| entry.is_running && !matches!(entry.torrents(), Torrents::These([])));
-        let running = state.entries.iter().filter(|entry| entry.is_running);
-        let origins_running: HashSet<&SinkName> = running.map(|entry| &entry.queued.command.origin).collect();
+        // One large command always may run, beyond its share if need be, whatever small ones run at the same time.
+        let large = state.entries.iter().filter(|entry| entry.running_bytes > SMALL_COMMAND_BYTES);
+        let origins_of_large: HashSet<&SinkName> = large.map(|entry| &entry.queued.command.origin).collect();
         let mut held = HeldTorrents::default();
         let mut passed: HashMap<&SinkName, Passed> = HashMap::new();
         let mut is_closed = false;
@@ -302,18 +305,20 @@ impl Queue {
                 return false;
             }
             let QueuedCommand { command, request, .. } = &entry.queued;
-            let is_only = !origins_running.contains(&command.origin);
+            let is_only = !origins_of_large.contains(&command.origin);
             let bytes = running_bytes(request);
+            let has_room = (bytes <= SMALL_COMMAND_BYTES || !of_origin.lacks_memory)
+                && (is_only || self.memory.has_running_room(&command.origin, bytes));
+            of_origin.lacks_memory |= !has_room;
             let takes_memory = || self.memory.take_running(&command.origin, bytes, is_only);
             match entry.torrents() {
                 // It takes no memory to speak of, and its share is given back with it all the same.
                 _ if command.expires_at <= now => self.memory.take_running(&command.origin, bytes, true),
                 _ if of_origin.is_closed || is_add && of_origin.adds > ADDS_MAX => false,
-                Torrents::These([]) => takes_memory(),
+                Torrents::These([]) => has_room && takes_memory(),
                 Torrents::These(hashes) => {
                     // Memory first: that costs least, and thousands of torrents are compared only where it could run.
-                    let has_room = || is_only || self.memory.has_running_room(&command.origin, bytes);
-                    let may_run = !is_closed && has_room() && !held.has_any_of(hashes) && takes_memory();
+                    let may_run = !is_closed && has_room && !held.has_any_of(hashes) && takes_memory();
                     if !may_run {
                         // Held as well while it waits, so that a later command for the torrent does not overtake it.
                         held.add(hashes);
@@ -325,7 +330,7 @@ impl Queue {
                     // sender, and those of others would wait for a queue that is not theirs.
                     of_origin.is_closed = true;
                     is_closed |= is_first;
-                    is_first && !is_any_running && takes_memory()
+                    is_first && !is_any_running && has_room && takes_memory()
                 }
             }
         })?;
@@ -637,6 +642,25 @@ mod tests {
             ids.into_iter().chain(["small----"]).for_each(|id| queue.done(&CommandId::parse(id).unwrap()));
         }
         assert_eq!(memory.bytes(), 0);
+    }
+
+    #[test]
+    fn a_command_larger_than_the_share_waits_for_large_ones_that_run_and_for_no_small_or_later_one() {
+        let memory = Arc::new(CommandMemory::new(MemoryBudget::new(32 << 20).unwrap().shares(8, 1)));
+        let queue = Queue::new(memory);
+        let begun = || std::iter::from_fn(|| next(&queue)).collect::<Vec<_>>();
+        push(&queue, of_many("small", 1));
+        assert_eq!(begun(), ["small"]);
+        push(&queue, of_many("a", 10_000));
+        assert_eq!(begun(), ["a"], "beyond the share, while a small one runs");
+        for queued in [of_many("bb", 10_000), of_many("ccc", 100), of_many("other-", 1)] {
+            push(&queue, queued);
+        }
+        assert_eq!(begun(), ["other-"], "the later large one does not overtake");
+        queue.done(&CommandId::parse("a").unwrap());
+        assert_eq!(begun(), ["bb"]);
+        queue.done(&CommandId::parse("bb").unwrap());
+        assert_eq!(begun(), ["ccc"]);
     }
 
     #[test]
