@@ -1,6 +1,7 @@
 //! Commands to the bridge itself: few, short, one after the other.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +15,9 @@ use crate::port::StoreError;
 
 /// Sets the log level; an error says what would be right.
 pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// Interval at which the command log is read on while other queues have the memory that its commands need.
+const READ_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Executes the commands to the bridge itself.
 #[derive(Clone)]
@@ -47,8 +51,11 @@ impl BridgeWorker {
                 self.queue.done(&command.id);
             }
             // A command that arrived meanwhile left a permit, so none is missed between the loop above and this wait.
-            if stop.run_until_cancelled(self.queue.arrived.notified()).await.is_none() {
-                return Ok(());
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                () = self.queue.arrived.notified() => {}
+                () = tokio::time::sleep(READ_INTERVAL), if self.queue.unread_after().is_some() => {}
             }
         }
     }
@@ -78,12 +85,16 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::Mutex;
 
+    use bytes::Bytes;
+
     use super::*;
+    use crate::commands::memory::CommandMemory;
     use crate::commands::request::Request;
     use crate::commands::results::logged;
     use crate::commands::sender::{CommandSender, Waiter};
+    use crate::commands::unfinished::take_up_unfinished;
     use crate::live_state::LiveState;
-    use crate::model::{CommandId, OutcomeStatus, Timestamp, Verb};
+    use crate::model::{CommandId, MemoryBudget, OutcomeStatus, Timestamp, Verb};
     use crate::port::{Clock, CommandLog as _, LoggedCommand};
     use crate::store::{MemoryStore, Options};
 
@@ -95,29 +106,66 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_worker_that_follows_a_failed_one_answers_by_the_log_and_executes_nothing_twice() {
+    fn log_level(id: &str, body: &[u8]) -> LoggedCommand {
+        LoggedCommand {
+            id: CommandId::parse(id).unwrap(),
+            server: None,
+            origin: SinkName::parse("http").unwrap(),
+            hash: None,
+            verb: Some(Verb::LogLevel),
+            body: Bytes::copy_from_slice(body),
+            received_at: Timestamp::from_millis(0),
+            expires_at: Timestamp::from_millis(1000),
+            reply: None,
+            is_started: false,
+            crashes: 0,
+            digest: None,
+        }
+    }
+
+    fn common() -> (Arc<MemoryStore>, Common) {
         let store = Arc::new(MemoryStore::new(Options::default(), Arc::new(NoTime)));
         let live = Arc::new(LiveState::new(BTreeMap::new(), []));
-        let common = Common { store: store.clone(), live, clock: Arc::new(NoTime) };
+        (store.clone(), Common { store, live, clock: Arc::new(NoTime) })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_an_earlier_run_left_is_answered_when_other_queues_leave_room_and_what_cannot_be_read_at_once() {
+        let (store, common) = common();
+        let memory = Arc::new(CommandMemory::new(MemoryBudget::default().shares(1, 1)));
+        let (other, queue) = (Queue::new(Arc::clone(&memory)), Arc::new(Queue::new(memory)));
+        let commands =
+            [log_level("of another version", b"{\"volume\": 11}"), log_level("left", b"{\"level\": \"info\"}")];
+        let request = Request::parse(Verb::LogLevel, None, &commands[1].body).unwrap();
+        for command in commands {
+            store.record_commands(vec![(command, None)]).await.unwrap();
+        }
+        let (origin, huge) = (SinkName::parse("http").unwrap(), 1 << 30);
+        assert!(other.reserve(&origin, &request, huge));
+        take_up_unfinished(&common, None, &queue).await.unwrap();
+        let result = async |id| store.result_of(None, &CommandId::parse(id).unwrap()).await.unwrap();
+        let unread = String::from_utf8(result("of another version").await.unwrap().to_vec()).unwrap();
+        assert!(unread.contains("bad_request") && unread.contains("this version"), "{unread}");
+        let worker = BridgeWorker { queue: Arc::clone(&queue), common, set_log_level: Arc::new(|_| Ok(())) };
+        let stop = CancellationToken::new();
+        let run = tokio::spawn(worker.run(stop.clone()));
+        tokio::time::sleep(READ_INTERVAL * 3).await;
+        assert!(result("left").await.is_none() && !queue.reserve(&origin, &request, 10));
+        other.give_back(&origin, &request, huge);
+        tokio::time::sleep(READ_INTERVAL * 3).await;
+        assert!(result("left").await.is_some() && queue.reserve(&origin, &request, 10));
+        stop.cancel();
+        run.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_follows_a_failed_one_answers_by_the_log_and_executes_nothing_twice() {
+        let (store, common) = common();
         let queue = Arc::new(Queue::default());
         let mut callers = Vec::new();
         for id in ["answered", "unanswered"] {
             let body = format!("{{\"level\": \"{id}\"}}").into_bytes();
-            let command = LoggedCommand {
-                id: CommandId::parse(id).unwrap(),
-                server: None,
-                origin: SinkName::parse("http").unwrap(),
-                hash: None,
-                verb: Some(Verb::LogLevel),
-                body: body.clone().into(),
-                received_at: Timestamp::from_millis(0),
-                expires_at: Timestamp::from_millis(1000),
-                reply: None,
-                is_started: false,
-                crashes: 0,
-                digest: None,
-            };
+            let command = log_level(id, &body);
             let request = Request::parse(Verb::LogLevel, None, &body).unwrap();
             let (waiter, caller) = Waiter::new();
             store.record_commands(vec![(command.clone(), None)]).await.unwrap();

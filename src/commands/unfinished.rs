@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tracing::warn;
 
 use super::common::Common;
+use super::errors::bad_request;
 use super::queue::{Queue, QueuedCommand};
 use super::request::Request;
 use super::results::{ResultBody, finish};
@@ -46,11 +47,14 @@ pub(super) async fn read_on(common: &Common, server: Option<&ServerName>, queue:
             if command.crashes >= CRASHES_MAX {
                 give_up(common, command).await?;
                 queue.passed_over(number);
-            } else if let Some(queued) = parsed(command) {
-                if !queue.take_up(number, queued) {
+            } else if let Some(request) = parsed(&command) {
+                if !queue.take_up(number, QueuedCommand::new(command, request, CommandSender::default())) {
                     return Ok(());
                 }
             } else {
+                let error =
+                    bad_request("this version of the bridge does not read the command, which another one accepted");
+                finish(common, &command, &CommandSender::default(), ResultBody::failed(error)).await?;
                 queue.passed_over(number);
             }
         }
@@ -89,8 +93,7 @@ async fn give_up(common: &Common, command: LoggedCommand) -> Result<(), StoreErr
     finish(common, &command, &CommandSender::default(), ResultBody::failed(error)).await
 }
 
-fn parsed(command: LoggedCommand) -> Option<QueuedCommand> {
-    // Only bodies that could be parsed were logged; another version may think otherwise of one.
-    let request = Request::parse(command.verb?, command.hash, &command.body).ok()?;
-    Some(QueuedCommand::new(command, request, CommandSender::default()))
+/// Returns `None` if this version does not read what another one has logged.
+fn parsed(command: &LoggedCommand) -> Option<Request> {
+    Request::parse(command.verb?, command.hash, &command.body).ok()
 }
