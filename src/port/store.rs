@@ -159,10 +159,7 @@ pub trait CommandLog: Send + Sync {
     /// Reads the result of a command; `None` if it has none yet, or is not in the log.
     async fn result_of(&self, server: Option<&ServerName>, id: &CommandId) -> Result<Option<Bytes>, StoreError>;
 
-    /// Records whether a command runs now. Not synced, and survives a crash of the process.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`] if the command is not in the log.
+    /// Records whether a command runs now, if it is in the log. Not synced, and survives a crash of the process.
     async fn set_running(&self, server: Option<&ServerName>, id: &CommandId, runs: bool) -> Result<(), StoreError>;
 
     /// Ends the account of an earlier run: unless its end was a clean shutdown, each command that ran then has one more of

@@ -55,7 +55,9 @@ impl CommandLog for MemoryStore {
     }
 
     async fn set_running(&self, server: Option<&ServerName>, id: &CommandId, runs: bool) -> Result<(), StoreError> {
-        self.state().command(server, id).ok_or_else(|| unknown(id))?.is_running = runs;
+        if let Some(command) = self.state().command(server, id) {
+            command.is_running = runs;
+        }
         Ok(())
     }
 

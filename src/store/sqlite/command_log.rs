@@ -75,10 +75,7 @@ impl CommandLog for SqliteStore {
         self.writer
             .ask(Mode::Lazy, move |db| {
                 let sql = "UPDATE commands SET is_running = ?3 WHERE server = ?1 AND id = ?2";
-                match db.execute(sql, (key(server.as_ref()), id.as_str(), runs))? {
-                    0 => Err(unknown(&id)),
-                    _ => Ok(()),
-                }
+                db.execute(sql, (key(server.as_ref()), id.as_str(), runs)).map(drop)
             })
             .await
     }
