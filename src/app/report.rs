@@ -29,11 +29,12 @@ pub(super) struct BridgeReporter {
 }
 
 impl Reporter for BridgeReporter {
-    fn info(&self) -> Bytes {
+    fn info(&self, published: &[ServerName]) -> Bytes {
         let body = Info {
             version: env!("CARGO_PKG_VERSION"),
             instance: self.instance.clone(),
             servers: self.live.names().cloned().collect(),
+            published: published.to_vec(),
             sinks: self.live.buffers().map(|(name, _)| name.clone()).collect(),
             schemas: vec![EVENT_SCHEMA, RESULT_SCHEMA],
             limits: ReportLimits { command_bytes: BODY_BYTES_MAX },

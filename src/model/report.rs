@@ -16,6 +16,8 @@ pub struct Info {
     pub instance: String,
     /// Servers that the bridge monitors.
     pub servers: Vec<ServerName>,
+    /// Those of them that this broker receives.
+    pub published: Vec<ServerName>,
     /// Brokers, and webhooks once per server.
     #[schemars(with = "Vec<SinkLabel>")]
     pub sinks: Vec<SinkName>,

@@ -80,7 +80,7 @@ impl EphemeralOutbox {
 
     fn next_delivery(&mut self) -> Option<Delivery> {
         if std::mem::take(&mut self.needs_info) {
-            return Some(Delivery::Info { body: self.parts.reporter.info() });
+            return Some(Delivery::Info { body: self.parts.reporter.info(&self.parts.settings.servers) });
         }
         if let Some(delivery) = self.next_of_servers() {
             return Some(delivery);

@@ -239,11 +239,12 @@ impl Drop for SimulatedEngine {
 struct EmptyReporter;
 
 impl Reporter for EmptyReporter {
-    fn info(&self) -> Bytes {
+    fn info(&self, published: &[ServerName]) -> Bytes {
         let info = Info {
             version: "0",
             instance: "main".to_owned(),
             servers: Vec::new(),
+            published: published.to_vec(),
             sinks: Vec::new(),
             schemas: Vec::new(),
             limits: ReportLimits { command_bytes: 0 },

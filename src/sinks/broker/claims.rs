@@ -40,9 +40,13 @@ impl Claims {
         #[derive(Deserialize)]
         struct Info {
             servers: Vec<String>,
+            /// Those that it publishes on this broker; earlier versions do not say.
+            published: Option<Vec<String>>,
         }
         let info = Some(body).filter(|body| body.len() <= INFO_BYTES_MAX);
-        let servers = info.and_then(|body| serde_json::from_slice::<Info>(body).ok()).map(|info| info.servers);
+        let servers = info
+            .and_then(|body| serde_json::from_slice::<Info>(body).ok())
+            .map(|info| info.published.unwrap_or(info.servers));
         let names = servers.unwrap_or_default();
         self.record(instance, names.iter().filter_map(|name| ServerName::parse(name).ok()).collect());
     }
@@ -134,6 +138,8 @@ mod tests {
             notes.len() == 1 && notes[0].starts_with("instance `other` publishes a server `home`, too"),
             "{notes:?}"
         );
+        claims.on_info("other", br#"{"servers": ["home", "garage"], "published": ["garage"]}"#);
+        assert!(!claims.has(&names(&["home"])[0]) && claims.has(&names(&["garage"])[0]), "another broker has it");
         claims.on_info("other", b"");
         assert!(!claims.has(&names(&["home"])[0]) && claims.notes().is_empty());
         assert!(claims.was_shared(), "it may have left something");
