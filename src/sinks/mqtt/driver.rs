@@ -38,7 +38,7 @@ const BROKER_NAME_TOPIC: &str = "$SYS/broker/version";
 const IN_ORDER_BROKER: &[u8] = b"mosquitto ";
 /// Number of connections in a row that may end over an optional subscription before it is no longer made: some brokers close
 /// the connection over one that is not allowed.
-const OPTIONAL_REQUESTS_MAX: u32 = 2;
+pub(super) const OPTIONAL_REQUESTS_MAX: u32 = 2;
 
 /// Drives the connection and resolves what was sent.
 pub(super) struct Driver {

@@ -42,7 +42,7 @@ pub use settings::{BrokerUrl, Prefix, Settings, Version};
 use crate::sinks::home_assistant::HomeAssistantProjection;
 use crate::sinks::home_assistant::names::{Device, Names};
 use broker::Broker;
-use driver::Driver;
+use driver::{Driver, OPTIONAL_REQUESTS_MAX};
 use message::Message;
 use namesake::NAMESAKE_RETRY;
 use publisher::REQUESTS_MAX;
@@ -91,10 +91,20 @@ impl MqttSink {
         Ok(self.broker.attempt(read).await?)
     }
 
-    /// Reads which servers other instances publish.
+    /// Reads which servers other instances publish, unless the broker hung up over that several times in a row.
     async fn read_claims(&self) -> Result<(), DeliverError> {
-        let Broker { topics, claims, .. } = &*self.broker;
-        for (topic, body) in self.read_retained_up_to(vec![topics.info_filter()], INFO_BYTES_MAX).await? {
+        let Broker { topics, claims, unanswered_claim_requests: unanswered, .. } = &*self.broker;
+        if unanswered.load(Ordering::Relaxed) >= OPTIONAL_REQUESTS_MAX {
+            return Ok(());
+        }
+        let read = self.read_retained_up_to(vec![topics.info_filter()], INFO_BYTES_MAX).await;
+        // A broker that cannot be reached did not hang up over the question.
+        if read.is_err() && self.read_retained(Vec::new()).await.is_ok() {
+            unanswered.fetch_add(1, Ordering::Relaxed);
+        }
+        let infos = read?;
+        unanswered.store(0, Ordering::Relaxed);
+        for (topic, body) in infos {
             if let Some(instance) = topics.instance_of_info(&topic) {
                 claims.on_info(instance, &body);
             }
@@ -158,7 +168,10 @@ impl BrokerSink for MqttSink {
     }
 
     async fn purge(&self, topics: Vec<String>) -> Result<Purged, DeliverError> {
-        self.read_claims().await?;
+        if let Err(error) = self.read_claims().await {
+            let sink = &self.broker.settings.name;
+            warn!(%sink, %error, "the servers of other instances cannot be read: what they retain under our names is cleared, too");
+        }
         let mut topics: BTreeSet<String> = topics.into_iter().collect();
         let Broker { settings, topics: ours, .. } = &*self.broker;
         let names = self.broker.home_assistant_names();
