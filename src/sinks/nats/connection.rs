@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_nats::{Client, ClientError, ConnectErrorKind, ConnectOptions, Event, Request, ServerAddr, ServerError};
 use bytes::Bytes;
 use futures_util::future::OptionFuture;
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use rustls::ClientConfig;
 use tokio::sync::mpsc;
 
@@ -29,6 +30,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Maximum time for a reply of JetStream's API.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum number of states that are read at a time: one after the other, ten thousand would take minutes on a slow link.
+const READS_MAX: usize = 64;
 /// Capacity of the channel for connection events; as large as the crate's own, which drops what exceeds it.
 const EVENTS_MAX: usize = 128;
 /// Delay where an operator has to act first.
@@ -171,11 +174,24 @@ impl Connection {
         self.request(subject, Request::new().payload(body.into()), permission).await
     }
 
-    /// Reads a message of the bucket's stream and returns the body of the reply.
-    pub async fn read_state(&mut self, body: String) -> Result<Bytes, ConnectionError> {
+    /// Reads messages of the bucket's stream, many at a time, and returns what `parse` finds in the replies, in their order.
+    pub async fn read_states<T>(
+        &mut self,
+        bodies: Vec<String>,
+        parse: fn(&[u8]) -> T,
+    ) -> Result<Vec<T>, ConnectionError> {
         let subject = format!("$JS.API.STREAM.MSG.GET.{BUCKET_STREAM}");
         let permission = format!("publish to {subject}, subscribe to _INBOX.>");
-        self.request(&subject, Request::new().payload(body.into()), &permission).await
+        let client = self.client.clone();
+        let requests = bodies.into_iter().map(|body| {
+            let (client, subject) = (client.clone(), subject.clone());
+            async move {
+                let reply = client.send_request(subject, Request::new().payload(body.into())).await?;
+                Ok(parse(&reply.payload))
+            }
+        });
+        let replies = stream::iter(requests).buffered(READS_MAX).try_collect();
+        self.replied(replies, &permission).await
     }
 
     /// Publishes to JetStream and returns the body of its reply.
@@ -187,12 +203,21 @@ impl Connection {
 
     async fn request(&mut self, subject: &str, request: Request, permission: &str) -> Result<Bytes, ConnectionError> {
         let client = self.client.clone();
-        let mut reply = std::pin::pin!(client.send_request(subject.to_owned(), request));
+        Ok(self.replied(client.send_request(subject.to_owned(), request), permission).await?.payload)
+    }
+
+    /// Waits for what was requested, for which the login needs `permission`.
+    async fn replied<T>(
+        &mut self,
+        reply: impl Future<Output = Result<T, async_nats::RequestError>>,
+        permission: &str,
+    ) -> Result<T, ConnectionError> {
+        let mut reply = std::pin::pin!(reply);
         loop {
             tokio::select! {
                 biased;
                 reply = &mut reply => return match reply {
-                    Ok(message) => Ok(message.payload),
+                    Ok(reply) => Ok(reply),
                     Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => {
                         Err(ConnectionError::refused(
                             "JetStream is not there: switch it on, for this account too, or write jetstream = false",

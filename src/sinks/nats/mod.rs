@@ -103,8 +103,8 @@ impl System {
     ) -> Result<BTreeSet<String>, ConnectionError> {
         let mut own = BTreeSet::new();
         let mut foreign: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        for key in keys {
-            let other = stream::writer(connection, &key).await?.filter(|instance| *instance != self.settings.instance);
+        for (key, writer) in stream::writers(connection, keys).await? {
+            let other = writer.filter(|instance| *instance != self.settings.instance);
             let keys = other.map_or(&mut own, |instance| foreign.entry(instance).or_default());
             keys.insert(key);
         }

@@ -6,7 +6,7 @@
 //! The bucket is created as the stream that implements it: async-nats cannot read what servers before 2.10 reply to its
 //! own call.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -118,10 +118,15 @@ pub async fn keys(connection: &mut Connection, server: &ServerName) -> Result<Ve
     }
 }
 
-/// Returns the instance that stored the value of a key; `None` if there is none, or an earlier version stored it.
-pub async fn writer(connection: &mut Connection, key: &str) -> Result<Option<String>, ConnectionError> {
-    let request = json!({"last_by_subj": bucket_subject(key)});
-    Ok(writer_in(&connection.read_state(request.to_string()).await?))
+/// Returns these keys with the instance that stored the value; `None` if there is none, or an earlier version stored it.
+pub async fn writers(
+    connection: &mut Connection,
+    keys: BTreeSet<String>,
+) -> Result<Vec<(String, Option<String>)>, ConnectionError> {
+    let requests: Vec<String> =
+        keys.iter().map(|key| json!({"last_by_subj": bucket_subject(key)}).to_string()).collect();
+    let writers = connection.read_states(requests, writer_in).await?;
+    Ok(keys.into_iter().zip(writers).collect())
 }
 
 fn writer_in(answer: &[u8]) -> Option<String> {
