@@ -155,6 +155,9 @@ impl Bridge {
         for (server, HookedClient { hook, file }) in hooked {
             let Some(parts) = self.servers.get(&server) else { continue };
             let (client, live) = (Arc::clone(&parts.worker.client), Arc::clone(&self.common.live));
+            if !hooks::create_file(&file, &server, &live) {
+                continue;
+            }
             let signals = (server.clone(), Arc::clone(&live));
             group.spawn(format!("hook signals {server}"), move |stop| {
                 let ((server, live), file) = (signals.clone(), file.clone());

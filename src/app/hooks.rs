@@ -22,10 +22,10 @@ pub(super) struct HookedClient {
     pub file: SignalFile,
 }
 
-/// Creates the file of each server whose config wants hooks.
+/// Prepares the file of each server whose config wants hooks, and its folder.
 ///
 /// # Errors
-/// A folder or file cannot be used; the text names the config key.
+/// A folder cannot be used; the text names the config key.
 pub(super) fn prepare(config: &Config) -> anyhow::Result<BTreeMap<ServerName, HookedClient>> {
     let hooked = config.servers.iter().filter_map(|(name, server)| Some((name, server.hooks.as_ref()?)));
     let prepare = |(name, hooks): (&ServerName, &config::Hooks)| {
@@ -40,6 +40,17 @@ pub(super) fn prepare(config: &Config) -> anyhow::Result<BTreeMap<ServerName, Ho
         anyhow::Ok((name.clone(), HookedClient { hook, file }))
     };
     hooked.map(prepare).collect()
+}
+
+/// Creates the file of one client; `false` if it cannot be used, so that its server runs without hooks.
+pub(super) fn create_file(file: &SignalFile, server: &ServerName, live: &LiveState) -> bool {
+    let Err(error) = file.create() else { return true };
+    warn!(%server, ?file, error = error_chain(&error), "file for hook signals cannot be used: no hooks");
+    if let Some(handle) = live.server(server) {
+        let problem = format!("the file for their signals cannot be used: {}", error_chain(&error));
+        handle.hook_notifier.report(|report| report.problem = Some(problem));
+    }
+    false
 }
 
 /// Passes the signals of one client on to its watcher until `stop`.

@@ -287,6 +287,28 @@ async fn hooks_may_write_to_a_folder_that_both_share_unless_everybody_may() {
 }
 
 #[tokio::test]
+async fn a_server_whose_signal_file_is_something_else_runs_without_hooks() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let (shared, precious) = (world.folder.join("shared"), world.folder.join("precious"));
+    std::fs::create_dir(&shared).unwrap();
+    std::fs::write(&precious, "precious").unwrap();
+    std::os::unix::fs::symlink(&precious, shared.join("main.home")).unwrap();
+    std::fs::set_permissions(&shared, Permissions::from_mode(0o770)).unwrap();
+    let url = world.home.url();
+    world.set_server_lines(&format!("hooks = true\ninterval = \"250ms\"\nhooks_dir = \"{}\"", shared.display()));
+    world.write_config(&[("home", &url)]);
+    world.start_bridge().await;
+    world.bridge().wait_for_log("file for hook signals cannot be used: no hooks").await;
+    let topic = "dtorrent/bridge/main/health";
+    let has_problem = |message: &Message| message.topic == topic && message.text().contains("file for their signals");
+    world.recorder.wait_for(topic, |all| all.iter().any(has_problem).then_some(())).await;
+    assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious");
+}
+
+#[tokio::test]
 async fn an_rtorrent_event_with_a_foreign_hook_is_left_alone() {
     if !can_run() {
         return;

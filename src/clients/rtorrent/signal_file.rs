@@ -41,7 +41,7 @@ pub struct Received {
 }
 
 impl SignalFile {
-    /// Creates the file `name`, empty, in a folder of the bridge's own, which is created if it is missing.
+    /// Prepares the file `name` in a folder of the bridge's own, which is created if it is missing.
     ///
     /// # Errors
     /// The system's, with the path.
@@ -49,10 +49,10 @@ impl SignalFile {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
         made.map_err(|error| at(folder, &error))?;
         fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(|error| at(folder, &error))?;
-        Self::create(folder, name, 0o600)
+        Self::at(folder, name, 0o600)
     }
 
-    /// Creates the file `name`, empty, in a folder of the administrator's, for the folder's group as well.
+    /// Prepares the file `name` in a folder of the administrator's, for the folder's group as well.
     ///
     /// # Errors
     /// There is no such folder, or every user may write there and so put something else in the place of the file.
@@ -62,14 +62,28 @@ impl SignalFile {
             let path = folder.display();
             return Err(io::Error::other(format!("every user may write to {path}: `chmod o-w {path}`")));
         }
-        Self::create(folder, name, 0o660)
+        Self::at(folder, name, 0o660)
     }
 
-    fn create(folder: &Path, name: &str, mode: u32) -> io::Result<Self> {
+    fn at(folder: &Path, name: &str, mode: u32) -> io::Result<Self> {
         let folder = fs::canonicalize(folder).map_err(|error| at(folder, &error))?;
-        let file = Self { path: folder.join(name), folder, mode };
-        file.open().and_then(|opened| opened.set_len(0)).map_err(|error| at(&file.path, &error))?;
-        Ok(file)
+        Ok(Self { path: folder.join(name), folder, mode })
+    }
+
+    /// Creates the file, or empties it.
+    ///
+    /// # Errors
+    /// Something else is in its place, for example.
+    pub fn create(&self) -> io::Result<()> {
+        let opened = match self.open() {
+            // Made by another user: by an rTorrent whose bridge was away, for example. It appends to ours from now on.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                fs::remove_file(&self.path)?;
+                self.open()
+            }
+            opened => opened,
+        };
+        opened?.set_len(0)
     }
 
     /// Returns the path for the hook.
@@ -172,6 +186,7 @@ mod tests {
     fn whole_lines_are_read_once_and_the_file_is_emptied_when_it_is_large() {
         let folder = tempfile::tempdir().unwrap();
         let file = SignalFile::private(&folder.path().join("hooks"), "main.home").unwrap();
+        file.create().unwrap();
         append(&file.path, &format!("{HASH}\n{}", &HASH[..7]));
         let (received, next) = file.read(0).unwrap();
         assert_eq!((received.signals.hashes.len(), received.is_complete, next), (1, true, 41));
@@ -194,7 +209,7 @@ mod tests {
         std::os::unix::fs::symlink(&elsewhere, hooks.join("link")).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, hooks.join("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
         for name in ["link", "pipe"] {
-            assert!(SignalFile::private(&hooks, name).is_err(), "{name}");
+            assert!(SignalFile::private(&hooks, name).unwrap().create().is_err(), "{name}");
         }
         assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "precious");
     }
@@ -204,9 +219,11 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let folder = tempfile::tempdir().unwrap();
         let file = SignalFile::private(&folder.path().join("hooks"), "a").unwrap();
+        file.create().unwrap();
         assert_eq!((mode(&file.folder), mode(&file.path)), (0o700, 0o600));
         fs::set_permissions(folder.path(), Permissions::from_mode(0o770)).unwrap();
         let file = SignalFile::shared(folder.path(), "a").unwrap();
+        file.create().unwrap();
         assert_eq!((mode(&file.folder), mode(&file.path)), (0o770, 0o660));
         fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
         let error = SignalFile::shared(folder.path(), "a").unwrap_err().to_string();
