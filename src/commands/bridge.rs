@@ -148,14 +148,16 @@ mod tests {
         assert!(unread.contains("bad_request") && unread.contains("this version"), "{unread}");
         let worker = BridgeWorker { queue: Arc::clone(&queue), common, set_log_level: Arc::new(|_| Ok(())) };
         let stop = CancellationToken::new();
-        let run = tokio::spawn(worker.run(stop.clone()));
-        tokio::time::sleep(READ_INTERVAL * 3).await;
-        assert!(result("left").await.is_none() && !queue.reserve(&origin, &request, 10));
-        other.give_back(&origin, &request, huge);
-        tokio::time::sleep(READ_INTERVAL * 3).await;
-        assert!(result("left").await.is_some() && queue.reserve(&origin, &request, 10));
-        stop.cancel();
-        run.await.unwrap().unwrap();
+        let observe = async {
+            tokio::time::sleep(READ_INTERVAL * 3).await;
+            assert!(result("left").await.is_none() && !queue.reserve(&origin, &request, 10));
+            other.give_back(&origin, &request, huge);
+            tokio::time::sleep(READ_INTERVAL * 3).await;
+            assert!(result("left").await.is_some() && queue.reserve(&origin, &request, 10));
+            stop.cancel();
+        };
+        let (ended, ()) = tokio::join!(worker.run(stop.clone()), observe);
+        ended.unwrap();
     }
 
     #[tokio::test]
