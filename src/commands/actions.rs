@@ -24,6 +24,15 @@ pub(super) const BUSY_PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Longest pause before a busy client is asked again.
 pub(super) const BUSY_PAUSE_MAX: Duration = Duration::from_secs(2);
 
+/// What is done with actions that the client must not be asked for now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum WhileBusy {
+    /// They are asked for again until the time to live is over.
+    AskAgain,
+    /// They are left for later.
+    Leave,
+}
+
 impl Execution<'_> {
     /// Asks for all actions, then waits for all effects: a hundred torrents need no more polls than one.
     ///
@@ -44,20 +53,29 @@ impl Execution<'_> {
             Err(error) => Request::failed(action, error),
         };
         let mut requests: Vec<Request<'_>> = actions.into_iter().map(check).collect();
-        self.ask_until_taken(&mut requests).await?;
+        self.ask_until_taken(&mut requests, WhileBusy::AskAgain).await?;
+        let mut rows = self.see_effects(requests).await;
+        rows.sort_by_key(|row| row.hash);
+        Ok(ResultBody::of_torrents(rows))
+    }
+
+    /// Waits for the effects of what the client has taken, and returns the outcome of each action.
+    pub(super) async fn see_effects(&self, requests: Vec<Request<'_>>) -> Vec<TorrentOutcome> {
         // Once for all of them: every poll that begins from now on can show all effects.
         self.wake();
         self.queue.set_waiting(&self.command.id);
-        let mut rows = self.conclude(requests).await;
-        rows.sort_by_key(|row| row.hash);
-        Ok(ResultBody::of_torrents(rows))
+        self.conclude(requests).await
     }
 
     /// Asks until the client has taken or refused each action, as long as there is time.
     ///
     /// # Errors
     /// Nothing was asked for at all, so the command can begin from the start.
-    async fn ask_until_taken<'e>(&'e self, requests: &mut [Request<'e>]) -> Attempt<()> {
+    pub(super) async fn ask_until_taken<'e>(
+        &'e self,
+        requests: &mut [Request<'e>],
+        while_busy: WhileBusy,
+    ) -> Attempt<()> {
         let (mut is_first, mut was_logged, mut pause) = (true, false, BUSY_PAUSE_MIN);
         loop {
             let restarts = self.restarts();
@@ -69,6 +87,7 @@ impl Execution<'_> {
             }
             let busy: Vec<&str> = requests.iter().filter_map(Request::busy).collect();
             if let Some(reason) = busy.first()
+                && while_busy == WhileBusy::AskAgain
                 && !std::mem::replace(&mut was_logged, true)
             {
                 self.log_busy(busy.len(), reason);
@@ -84,7 +103,8 @@ impl Execution<'_> {
                 }
             }
             let is_over = self.is_over();
-            if !requests.iter().any(|request| request.is_open(is_over)) {
+            let is_left = |request: &Request<'_>| while_busy == WhileBusy::Leave && request.busy().is_some();
+            if !requests.iter().any(|request| request.is_open(is_over) && !is_left(request)) {
                 return Ok(());
             }
             sleep(pause).await;
@@ -169,7 +189,7 @@ impl Execution<'_> {
     }
 
     /// The outcome of a dry run, which knows the snapshot and asks the client for no change.
-    async fn dry_run(&self, action: &Action) -> TorrentOutcome {
+    pub(super) async fn dry_run(&self, action: &Action) -> TorrentOutcome {
         let hash = action.hash();
         let is_known = matches!(action, Action::Add(_)) || self.read(|server| server.snapshot.contains_key(&hash));
         if let Err(error) = self.check(hash) {

@@ -205,19 +205,18 @@ impl Execution<'_> {
     async fn release_refused(&self, requests: &[&mut Request<'_>], answers: &[Result<Applied, ClientError>]) {
         for (request, answer) in requests.iter().zip(answers) {
             let (Action::Move(Move { hash, .. }), Err(error)) = (&request.action, answer) else { continue };
-            let steps = match error {
-                ClientError::Precondition { .. } | ClientError::Fault { .. } => {
-                    vec![Action::Release(*hash), Action::Recheck(*hash)]
-                }
-                // Asked for again, until the time to live is over.
-                ClientError::Busy { .. } if self.is_over() => vec![Action::Release(*hash)],
-                _ => continue,
-            };
-            for step in steps {
-                if let Err(error) = self.insist(&step).await {
-                    warn!(server = %self.parts.server, id = %self.command.id, %hash, %error, "torrent not as before");
-                }
+            if matches!(error, ClientError::Precondition { .. } | ClientError::Fault { .. }) {
+                self.try_step(&Action::Release(*hash)).await;
+                self.try_step(&Action::Recheck(*hash)).await;
             }
+        }
+    }
+
+    /// Asks for a step that brings a torrent back to how it was.
+    pub(super) async fn try_step(&self, step: &Action) {
+        if let Err(error) = self.insist(step).await {
+            let hash = step.hash();
+            warn!(server = %self.parts.server, id = %self.command.id, %hash, %error, "torrent not as before");
         }
     }
 

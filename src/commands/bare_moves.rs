@@ -6,10 +6,16 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use tokio::time::{Instant, timeout};
+use tracing::warn;
+
+use super::actions::WhileBusy;
+use super::asking::{Request, Stage};
 use super::common::blocking;
-use super::errors::precondition;
+use super::errors::{client_gone, precondition, still_busy};
 use super::execution::{Attempt, Execution, Failure};
 use super::file_operations::place_in;
+use super::file_progress::not_begun;
 use super::files::FilePlan;
 use super::results::ResultBody;
 use super::roots::Roots;
@@ -19,42 +25,117 @@ use crate::model::{
 
 impl Execution<'_> {
     /// Sets the directory of torrents whose files are there already, or have to be downloaded there.
+    ///
+    /// Each is asked for as soon as it was compared, so that what was found still holds and the time to live is kept. What
+    /// the client is busy with is asked for again when all others are.
     pub(super) async fn move_without_files(&self, directory: &str) -> Attempt<ResultBody> {
-        let (mut actions, mut rows) = (Vec::new(), Vec::new());
-        for hash in self.torrents()? {
-            match self.check_new_place(hash, directory).await {
-                Ok(action) => actions.push(Action::Move(action)),
-                Err(Failure::Command(error)) => rows.push(TorrentOutcome::failed(hash, error)),
-                Err(failure) => return Err(failure),
+        let (mut requests, mut rows, mut hashes) = (Vec::new(), Vec::new(), self.torrents()?);
+        if !self.request.dry_run {
+            self.note_start().await?;
+        }
+        for may_wait in [false, true] {
+            for hash in std::mem::take(&mut hashes) {
+                match self.begin_bare_move(hash, directory, may_wait).await {
+                    Ok(Some(request)) => requests.push(request),
+                    // The others need not wait for it.
+                    Ok(None) => hashes.push(hash),
+                    Err(Failure::Command(error)) => rows.push(TorrentOutcome::failed(hash, error)),
+                    Err(failure @ Failure::Store(_)) => return Err(failure),
+                    // Nothing was asked for yet, so the command can begin from the start.
+                    Err(failure) if requests.is_empty() => return Err(failure),
+                    Err(Failure::Unreachable | Failure::Unanswered(_)) => {
+                        rows.push(TorrentOutcome::failed(hash, client_gone()));
+                        self.wait_for_poll().await;
+                        self.wait_for_client().await;
+                    }
+                }
             }
         }
-        let is_known = |action: &Action| self.read(|server| server.snapshot.contains_key(&action.hash()));
-        if !self.request.dry_run && actions.iter().any(is_known) {
-            let (roots, directory) = (self.parts.sources.roots.clone(), directory.to_owned());
-            blocking(move || roots.make_directory(&directory)).await??;
-        }
-        if !actions.is_empty() || rows.is_empty() {
-            rows.extend(self.act(actions).await?.torrents);
-        }
+        self.ask_until_taken(&mut requests, WhileBusy::AskAgain).await?;
+        self.release_busy(&requests).await;
+        rows.extend(self.see_effects(requests).await);
         rows.sort_by_key(|row| row.hash);
         Ok(ResultBody::of_torrents(rows))
     }
 
+    /// Compares what is at the new place of a torrent, and asks the client; `None` for one that is being checked.
+    async fn begin_bare_move(&self, hash: InfoHash, directory: &str, may_wait: bool) -> Attempt<Option<Request<'_>>> {
+        if self.is_over() {
+            return Err(not_begun().into());
+        }
+        let Some(action) = self.check_new_place(hash, directory, may_wait).await? else { return Ok(None) };
+        let action = Action::Move(action);
+        if self.request.dry_run {
+            let row = self.dry_run(&action).await;
+            return Ok(Some(Request { stage: Stage::Done(row), ..Request::new(action) }));
+        }
+        self.check(hash)?;
+        let (roots, directory) = (self.parts.sources.roots.clone(), directory.to_owned());
+        blocking(move || roots.make_directory(&directory)).await??;
+        let mut request = [Request::new(action)];
+        self.ask_until_taken(&mut request, WhileBusy::Leave).await?;
+        let [request] = request;
+        Ok(Some(request))
+    }
+
+    /// Lets torrents go on that the client has held for a move and was busy with until the end.
+    async fn release_busy(&self, requests: &[Request<'_>]) {
+        let release = async {
+            for request in requests.iter().filter(|request| request.busy().is_some()) {
+                self.try_step(&Action::Release(request.action.hash())).await;
+            }
+        };
+        // Nothing is to be done for most of them, and the result has its time.
+        if timeout(self.effect_timeout(), release).await.is_err() {
+            warn!(server = %self.parts.server, id = %self.command.id, "no time to let all torrents go on");
+        }
+    }
+
+    /// Returns the content of a torrent, and the torrent itself; `None` for one that is being checked, unless this may wait
+    /// for the end of the check: until then the client does not know what it has.
+    async fn known_content(&self, hash: InfoHash, may_wait: bool) -> Attempt<Option<(Content, Observed)>> {
+        loop {
+            let asked = Instant::now();
+            let found = self.content(hash).await?;
+            if found.1.torrent.status != Status::Checking || self.request.dry_run {
+                return Ok(Some(found));
+            }
+            if !may_wait {
+                return Ok(None);
+            }
+            self.wake();
+            let checked = self.server().wait_for(|server| {
+                let is_fresh = server.poll.last_began.is_some_and(|began| began >= asked);
+                let found = server.snapshot.get(&hash);
+                let is_checking = found.is_some_and(|one| one.torrent.status == Status::Checking);
+                (is_fresh && !is_checking).then_some(())
+            });
+            if self.within_ttl(checked).await.is_none() {
+                return Err(
+                    still_busy("it is being checked, and what it has is not known before the check is over").into()
+                );
+            }
+        }
+    }
+
     /// Compares what a torrent has with what is in a directory to which it is moved without its files: where they differ,
     /// the client has to find out anew what it has. It would go on claiming what is not there, or not see what is.
-    async fn check_new_place(&self, hash: InfoHash, directory: &str) -> Attempt<Move> {
+    async fn check_new_place(&self, hash: InfoHash, directory: &str, may_wait: bool) -> Attempt<Option<Move>> {
         let action = Move::new(hash, directory);
-        let (mut content, Observed { torrent, .. }) = match self.content(hash).await {
-            Ok(content) => content,
+        let (mut content, Observed { torrent, .. }) = match self.known_content(hash, may_wait).await {
+            Ok(Some(known)) => known,
+            Ok(None) => return Ok(None),
             // A magnet link, or its names are not known exactly, so nobody can look for them.
-            Err(Failure::Command(error)) if error.code == ErrorCode::Precondition => return Ok(action),
+            Err(Failure::Command(error)) if error.code == ErrorCode::Precondition && !error.retryable => {
+                return Ok(Some(action));
+            }
             Err(failure) => return Err(failure),
         };
         let action = Move { was_paused: torrent.status == Status::Paused, ..action };
         let place = place_in(directory, &content);
         // An interrupted command has set the directory, and perhaps nothing else.
         if content.directory == place && !self.command.is_started {
-            return Ok(action);
+            return Ok(Some(action));
         }
         content.directory = place;
         let roots = self.parts.sources.roots.clone();
@@ -74,7 +155,7 @@ impl Execution<'_> {
                 None => Ok(torrent.downloaded == 0 && !place.is_empty()),
             }
         };
-        Ok(Move { recheck: blocking(check).await??, ..action })
+        Ok(Some(Move { recheck: blocking(check).await??, ..action }))
     }
 }
 

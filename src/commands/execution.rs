@@ -369,7 +369,7 @@ impl Execution<'_> {
     }
 
     /// Waits until the client answers; `false` once the time to live is over.
-    async fn wait_for_client(&self) -> bool {
+    pub(super) async fn wait_for_client(&self) -> bool {
         // A resync reads the snapshot and the journal, for which the client is not needed.
         let needs_snapshot_only = matches!(self.request.operation, Operation::Resync { .. });
         let answers = self.server().wait_for(|server| {
@@ -379,7 +379,7 @@ impl Execution<'_> {
     }
 
     /// Waits for the next poll to end, however it ends: the watcher has not noticed yet what this command has.
-    async fn wait_for_poll(&self) {
+    pub(super) async fn wait_for_poll(&self) {
         let polls = self.read(|server| server.poll.polls);
         self.wake();
         // Whether the time to live is over is for the caller to see, which checks it before each attempt.

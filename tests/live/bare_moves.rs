@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use dtorrent_peers::InfoHash;
 use dtorrent_peers::content::Content;
-use dtorrent_peers::rtorrent::{Address, Listen, Options};
+use dtorrent_peers::rtorrent::{Address, Argument, Listen, Options};
 use serde_json::{Value, json};
+use sha1::Digest as _;
 
 use crate::harness::faulty::{FaultyServer, LOSSES};
 use crate::harness::recorder::{error_code, events_in};
@@ -160,4 +161,69 @@ async fn a_move_whose_check_has_no_answer_ends_as_it_should() {
         assert_eq!(server.count(fault), 1, "{fault:?}");
         assert_empty(&world, content.hash, &new, "1", "1").await;
     }
+}
+
+/// A torrent whose check takes seconds: its pieces are the zeros of a sparse file.
+async fn load_large(world: &World) -> InfoHash {
+    const PIECE: usize = 64 << 10;
+    const PIECES: usize = 65_536;
+    let piece: [u8; 20] = sha1::Sha1::digest([0; PIECE]).into();
+    let (bytes, hashes) = (PIECE * PIECES, 20 * PIECES);
+    let mut torrent =
+        format!("d4:infod6:lengthi{bytes}e4:name5:large12:piece lengthi{PIECE}e6:pieces{hashes}:").into_bytes();
+    torrent.extend(piece.repeat(PIECES));
+    torrent.extend_from_slice(b"ee");
+    std::fs::File::create(world.home.downloads.join("large")).unwrap().set_len(bytes as u64).unwrap();
+    let limit = [Argument::Text(""), Argument::Text("8M")];
+    world.home.rpc.call("network.xmlrpc.size_limit.set", &limit).await.unwrap();
+    let hash = world.home.load(&torrent, true).await.unwrap();
+    world.home.wait_for(hash, "d.complete", "1").await.unwrap();
+    world.home.wait_for(hash, "d.is_active", "1").await.unwrap();
+    hash
+}
+
+#[tokio::test]
+async fn a_torrent_that_is_being_checked_is_compared_when_the_check_is_over() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup { server: "timeout = \"1500ms\"".to_owned(), ..Setup::default() }).await;
+    let hash = load_large(&world).await;
+    // One that runs finds out at its start that nothing is there.
+    for method in ["d.stop", "d.close"] {
+        world.home.act(hash, method, &[]).await.unwrap();
+    }
+    world.start_bridge().await;
+    world.home.act(hash, "d.check_hash", &[]).await.unwrap();
+    let new = world.home.downloads.join("new");
+    let result = move_to(&world, hash, &new).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    assert_empty(&world, hash, &new, "0", "0").await;
+}
+
+#[tokio::test]
+async fn a_move_that_waits_for_the_check_of_another_torrent_leaves_its_own_running() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup { server: "timeout = \"1500ms\"".to_owned(), ..Setup::default() }).await;
+    let content = Content::file("one.iso", 50_000, 1);
+    content.write_to(&world.home.downloads).unwrap();
+    world.home.load(&content.torrent, true).await.unwrap();
+    world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
+    let large = load_large(&world).await;
+    world.start_bridge().await;
+    world.home.act(large, "d.check_hash", &[]).await.unwrap();
+    let new = world.home.downloads.join("new");
+    let body = json!({"directory": new, "ttl": "1s"});
+    let result = world.recorder.command(&topic(content.hash, "move"), body).await;
+    assert_eq!(error_code(&result), "precondition", "{result}");
+    assert_eq!(result["error"]["retryable"], true, "{result}");
+    world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
+    let directory = world.home.get(content.hash, "d.directory").await.unwrap();
+    assert_eq!(Path::new(&directory), world.home.downloads);
+    // Its turn comes when the check is over.
+    let result = move_to(&world, content.hash, &new).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    assert_empty(&world, content.hash, &new, "1", "1").await;
 }

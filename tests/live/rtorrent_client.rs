@@ -497,6 +497,19 @@ async fn checked_at_length(server: &Rtorrent, client: &RtorrentClient) -> InfoHa
     hash
 }
 
+#[tokio::test]
+async fn a_held_torrent_that_waits_for_its_check_goes_on_after_a_release() {
+    let Some(server) = start().await else { return };
+    let client = RtorrentClient::new(Settings { timeout: TIMEOUT, ..server.settings() }).unwrap();
+    let waiting = seeding(&server, &client, "waiting", &[3; 1000]).await;
+    checked_at_length(&server, &client).await;
+    apply(&client, &Action::Hold(waiting)).await.unwrap();
+    server.call("d.check_hash", &[&waiting.to_string()]);
+    status_is(&client, waiting, Status::Checking).await;
+    apply(&client, &Action::Release(waiting)).await.unwrap();
+    status_is(&client, waiting, Status::Seeding).await;
+}
+
 /// Requests checks until one is running: on a busy machine it may end before the next request.
 async fn a_stop_is_refused(client: &dyn TorrentClient, hash: InfoHash) {
     let deadline = Instant::now() + TIMEOUT;

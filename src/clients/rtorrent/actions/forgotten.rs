@@ -31,7 +31,8 @@ pub(super) async fn mark<'r>(
     Ok(())
 }
 
-async fn is_any_checked(access: &Access<'_>) -> Result<bool, ClientError> {
+/// Returns whether rTorrent checks a torrent now.
+pub(super) async fn is_any_checked(access: &Access<'_>) -> Result<bool, ClientError> {
     let call = Call::global("d.multicall2").text("main").text("d.is_hash_checking=");
     let answers = access.call(&[call]).await?;
     match answers.first() {

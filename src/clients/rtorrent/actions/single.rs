@@ -16,6 +16,8 @@ use crate::port::{Applied, ClientError};
 
 /// The custom value of a held torrent that says how it was: `running`, `paused` or `stopped`.
 const HELD_KEY: &str = "dtorrent_held";
+/// The custom value of a torrent whose directory was set that says where it was, until it goes on.
+const HOME_KEY: &str = "dtorrent_home";
 /// Files whose priority is set in one exchange.
 const FILES_BATCH: usize = 500;
 /// Maximum time for which a re-check of a paused torrent is waited for before the polls take over.
@@ -192,17 +194,30 @@ impl<'a> SingleAction<'a> {
     /// in the new directory as it was, it gets its old one back, and stays held.
     pub(super) async fn relocate(&self, Move { directory, recheck, .. }: &Move) -> Outcome {
         check_directory(directory)?;
+        if *recheck {
+            self.check_may_be_checked().await?;
+        }
         self.hold().await?;
-        let calls = [
+        let CurrentTorrent { access, .. } = self.read().await?;
+        let stored = [
             Call::column(self.hash, "d.directory_base", None),
+            Call::column(self.hash, "d.custom", Some(HOME_KEY)),
             self.held_state(),
+        ];
+        let stored = access.call_torrent(self.hash, &stored).await?;
+        let text = |place: usize| stored.get(place).and_then(Value::str).unwrap_or_default();
+        // An earlier attempt may have set the directory.
+        let home = if is_at_or_below(text(0), directory) && !text(1).is_empty() { text(1) } else { text(0) };
+        let was = text(2);
+        let calls = [
+            self.call("d.custom.set").text(HOME_KEY).text(home),
             self.call("d.directory.set").text(directory),
             self.call("d.save_full_session"),
             Call::column(self.hash, "d.directory", None),
         ];
-        let values = self.read().await?.access.call_torrent(self.hash, &calls).await?;
-        let text = |place: usize| values.get(place).and_then(Value::str).unwrap_or_default();
-        let (home, was, now) = (text(0), text(1), text(4));
+        let values = access.call_torrent(self.hash, &calls).await?;
+        drop(access);
+        let now = values.last().and_then(Value::str).unwrap_or_default();
         if !is_at_or_below(now, directory) {
             let message = format!("its directory is {:?} after it was set", printable(now.as_bytes()));
             return Err(ClientError::Fault { message });
@@ -223,6 +238,16 @@ impl<'a> SingleAction<'a> {
             }
             Err(error) => Err(ClientError::Fault { message: format!("{reason}; it could not go back: {error}") }),
         }
+    }
+
+    /// Checks that rTorrent would check this torrent at once. One that is complete and runs would be held until its turn
+    /// comes.
+    async fn check_may_be_checked(&self) -> Result<(), ClientError> {
+        let CurrentTorrent { access, row, .. } = self.read().await?;
+        if row.complete && row.state && forgotten::is_any_checked(&access).await? {
+            return Err(behind_another_check());
+        }
+        Ok(())
     }
 
     /// Has rTorrent find out what a held torrent has in its directory; returns why it cannot. A check that takes longer goes
@@ -251,9 +276,7 @@ impl<'a> SingleAction<'a> {
             }
             if Instant::now() >= until && was_complete && matches!(was, "running" | "paused") {
                 // It would be stopped at the end of the check. Nothing is there to be read, so it only waits.
-                let reason =
-                    "rTorrent checks another torrent, and then what this one has in its new directory".to_owned();
-                return Err(ClientError::Busy { reason });
+                return Err(behind_another_check());
             }
             if Instant::now() >= until {
                 return Ok(None);
@@ -300,6 +323,7 @@ impl<'a> SingleAction<'a> {
             self.call("d.stop"),
             self.call("d.close"),
             self.call("d.directory_base.set").text(home),
+            self.call("d.custom.set").text(HOME_KEY).text(""),
             // The error of a torrent that did not find its content there.
             self.call("d.message.set").text(""),
         ];
@@ -309,13 +333,16 @@ impl<'a> SingleAction<'a> {
     /// Lets the torrent go on as it was when it was held; does nothing for one that is not held.
     pub(super) async fn release(&self) -> Outcome {
         let current = self.read().await?;
-        let stored = current.access.call_torrent(self.hash, &[self.held_state()]).await?;
-        let was = stored.first().and_then(Value::str).unwrap_or_default();
-        if was.is_empty() {
+        let stored = [self.held_state(), Call::column(self.hash, "d.custom", Some(HOME_KEY))];
+        let stored = current.access.call_torrent(self.hash, &stored).await?;
+        let text = |place: usize| stored.get(place).and_then(Value::str).unwrap_or_default();
+        let was = text(0);
+        if was.is_empty() && text(1).is_empty() {
             return Ok(Applied::Seen);
         }
-        let mut calls = vec![self.call("d.custom.set").text(HELD_KEY).text(""), self.call("d.save_full_session")];
-        if was != "stopped" {
+        let forget = |key| self.call("d.custom.set").text(key).text("");
+        let mut calls = vec![forget(HELD_KEY), forget(HOME_KEY), self.call("d.save_full_session")];
+        if !matches!(was, "" | "stopped") {
             self.client.state().actions.announces.record(self.hash, Instant::now());
             // Not `d.resume`, which leaves a stopped torrent active with the state of a stopped one.
             calls.insert(0, self.call("d.start"));
@@ -387,6 +414,11 @@ impl<'a> SingleAction<'a> {
         }
         Err(ClientError::Fault { message: "the priority of a file is another one after it was set".to_owned() })
     }
+}
+
+fn behind_another_check() -> ClientError {
+    let reason = "rTorrent checks another torrent, and then what this one has in its new directory".to_owned();
+    ClientError::Busy { reason }
 }
 
 /// Returns what rTorrent says of a torrent that does not run.
