@@ -24,7 +24,7 @@ pub(super) const BUSY_PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Longest pause before a busy client is asked again.
 pub(super) const BUSY_PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// What is done with actions that the client must not be asked for now.
+/// Treatment of actions that the client must not be asked for now.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum WhileBusy {
     /// They are asked for again until the time to live is over.

@@ -1,4 +1,4 @@
-//! What went wrong on the way to a host, in words that say how to mend it: those of the libraries name neither.
+//! Errors on the way to a host, in words that say how to correct them: those of the libraries name neither.
 
 use std::error::Error;
 use std::io::ErrorKind;
@@ -22,7 +22,7 @@ pub(super) struct NotResolved;
 pub(super) enum Unreachable {
     /// The rules for links do not permit it.
     NotPermitted,
-    /// It may be another answer later.
+    /// The same request may have another answer later.
     ForNow(&'static str),
     /// Somebody has to change something first.
     ForGood(&'static str),

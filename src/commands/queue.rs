@@ -164,9 +164,9 @@ struct Passed {
 /// The torrents of commands that later ones wait for.
 #[derive(Default)]
 struct HeldTorrents<'a> {
-    /// Those of small commands.
+    /// Torrents of small commands.
     few: HashSet<InfoHash>,
-    /// Those of large ones, as they are: to hash them all each time would take longer than to run the command.
+    /// Torrents of large ones, as they are: to hash them all each time would take longer than to run the command.
     many: Vec<&'a [InfoHash]>,
 }
 

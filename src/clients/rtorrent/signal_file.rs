@@ -31,7 +31,7 @@ pub struct SignalFile {
     mode: u32,
 }
 
-/// What was read of the file.
+/// A part of the file, as it was read.
 #[derive(Debug)]
 pub struct Received {
     /// The signals.
