@@ -75,20 +75,25 @@ fn wrong_usage_exits_with_2() {
 #[test]
 fn health_exits_as_healthz_answers() {
     let folder = folder_with(CONFIG);
-    for (answer, code, printed) in [
-        ("HTTP/1.1 200 OK\r\n\r\nok", 0, ""),
-        ("HTTP/1.1 503 Service Unavailable\r\n\r\n", 1, "503"),
-        ("\x1b[31mwhat?", 1, "what?"),
-        ("", 1, "unhealthy"),
+    for (answers, code, printed) in [
+        (&["HTTP/1.1 200 OK\r\n\r\nok"][..], 0, ""),
+        (&["HTTP/1.1 503 Service Unavailable\r\n\r\n"], 1, "503"),
+        (&["\x1b[31mwhat?"], 1, "what?"),
+        (&["", "", "HTTP/1.1 200 OK\r\n\r\nok"], 0, ""),
+        (&["", "HTTP/1.1 503 Service Unavailable\r\n\r\n"], 1, "503"),
+        (&[""], 1, "no answer"),
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let server = thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut request = [0; 4096];
-            let count = stream.read(&mut request).unwrap();
-            stream.write_all(answer.as_bytes()).unwrap();
-            String::from_utf8_lossy(&request[..count]).into_owned()
+            let answer_one = |answer: &str| {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut request = [0; 4096];
+                let count = stream.read(&mut request).unwrap();
+                stream.write_all(answer.as_bytes()).unwrap();
+                String::from_utf8_lossy(&request[..count]).into_owned()
+            };
+            answers.iter().map(|answer| answer_one(answer)).collect::<String>()
         });
         let output = dtorrent(folder.path(), &["health", "--listen", &address]);
         assert!(server.join().unwrap().starts_with("GET /healthz HTTP/1.1\r\n"));

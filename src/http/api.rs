@@ -368,8 +368,10 @@ fn no_server(state: &HttpState, name: &str) -> Response {
     bad(ErrorCode::UnknownServer, format!("no such server is configured; {known}"))
 }
 
+/// The answer where all places of long requests are taken. It ends the connection, which would take one of the others.
 fn too_many() -> Response {
-    ([(header::RETRY_AFTER, "5")], bad(ErrorCode::ClientOffline, "too many long requests")).into_response()
+    let headers = [(header::RETRY_AFTER, "5"), (header::CONNECTION, "close")];
+    (headers, bad(ErrorCode::ClientOffline, "too many long requests")).into_response()
 }
 
 pub(super) fn refused(refusal: Refusal) -> Response {

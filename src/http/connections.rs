@@ -4,7 +4,7 @@
 //! descriptors left, and could then reach neither clients nor brokers.
 //!
 //! Where all places are taken, the oldest connection of the peer with most of them makes room for a new one, unless
-//! a request on it was authorised. So a health check is answered, however many connections others hold open.
+//! a long request is on it. So a health check is answered, however many connections others hold open.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, ErrorKind};
@@ -73,7 +73,7 @@ impl OpenConnections {
     }
 }
 
-/// Returns the oldest connection that nobody has authorised, of the peer with most of these.
+/// Returns the oldest connection without a long request, of the peer with most of these.
 fn oldest_of_the_largest(open: &BTreeMap<u64, OpenConnection>) -> Option<u64> {
     let evictable = || open.iter().filter(|(_, connection)| !connection.permit.is_unlimited());
     let mut counts: HashMap<IpAddr, usize> = HashMap::new();

@@ -14,6 +14,7 @@ mod checks;
 mod command_ids;
 mod commands;
 mod content;
+mod crowded;
 mod custom_values;
 mod demo;
 mod downloads;
