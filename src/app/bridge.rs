@@ -229,11 +229,11 @@ impl Bridge {
     /// Returns `None` for a sink from which no commands come.
     fn receiver(&self, name: &SinkName) -> Option<CommandReceiver> {
         let (adapter, broker) = self.sinks[name].broker.as_ref()?;
-        let source = adapter.source(!broker.commands.is_empty(), &*self.common.clock)?;
+        let batch_bytes_max = self.shares.incoming;
+        let source = adapter.source(!broker.commands.is_empty(), batch_bytes_max, &*self.common.clock)?;
         let rights = broker.commands.clone();
         let allows = move |verb: &str| rights.allows(verb);
         let admission = self.admission(name.clone(), allows, broker.reply_prefixes.clone(), broker.servers());
-        let batch_bytes_max = self.shares.incoming;
         Some(CommandReceiver { source, admission, batch_bytes_max, unattended_since: self.last_alive })
     }
 

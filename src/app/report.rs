@@ -6,14 +6,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::commands::{BODY_BYTES_MAX, CommandMemory};
+use crate::commands::CommandMemory;
 use crate::live_state::{HookReport, LiveState, PollReport, SinkReport};
 use crate::model::{
     Check, CommandId, EVENT_SCHEMA, Health, HooksHealth, Info, MemoryBudget, RESULT_SCHEMA, ReportLimits, ServerHealth,
     ServerName, SinkHealth, SinkName,
 };
 use crate::outbox::Reporter;
-use crate::port::{Clock, CommandLog as _, Hooks, Journal as _, Sink};
+use crate::port::{BODY_BYTES_MAX, Clock, CommandLog as _, Hooks, Journal as _, Sink};
 use crate::store::{DeadLetterUsage, SqliteStore};
 use crate::telemetry::metrics;
 

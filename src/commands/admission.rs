@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::common::Common;
 use super::queue::{Queue, QueuedCommand};
-use super::request::{BODY_BYTES_MAX, Envelope, Request, TTL};
+use super::request::{Envelope, Request, TTL};
 use super::results::{self, ResultBody};
 use super::sender::{CommandSender, Waiter};
 use crate::model::{
@@ -22,7 +22,8 @@ use crate::model::{
     SinkName, Timestamp, Verb, known_names, printable,
 };
 use crate::port::{
-    CommandAddress, CommandDigest, Incoming, LoggedCommand, LoggedResult, Recorded, ReplyTo, ResultBacklog, StoreError,
+    BODY_BYTES_MAX, CommandAddress, CommandDigest, Incoming, LoggedCommand, LoggedResult, Recorded, ReplyTo,
+    ResultBacklog, StoreError,
 };
 
 /// Interval of offering a command to a full disk again.
@@ -171,18 +172,21 @@ impl Admission {
         Ok(recorded.pop().expect("one for each command"))
     }
 
-    /// Judges a message. Cheap checks come first; a body that is too large is not read.
+    /// Judges a message. Cheap checks come first; a body that is too large, or was cut, is not read.
     fn judge(&self, Received { incoming, unattended_since, waiter }: Received) -> (Judged, Ack) {
-        let Incoming { address, body, is_retained, may_have_waited, expires_in, reply, user, ack } = incoming;
+        let Incoming { address, body, body_bytes, is_retained, may_have_waited, expires_in, reply, user, ack } =
+            incoming;
         let CommandAddress { server, hash, verb: verb_text } = address;
         let now = self.common.clock.now();
         // A broker that expires messages has counted the time that this one waited. Otherwise it may have
         // waited since the last command was taken, and an expired command is never executed (I12).
         let waited_since = unattended_since.filter(|_| may_have_waited && expires_in.is_none());
         let waited_at_most = Duration::from_millis(waited_since.map_or(0, |since| now.millis_since(since)));
-        let is_too_large = body.len() > BODY_BYTES_MAX;
-        let (envelope, envelope_is_right) =
-            if is_too_large { (Envelope::read_start(&body), Ok(())) } else { Envelope::read(&body) };
+        let (is_too_large, is_cut) = (body_bytes > BODY_BYTES_MAX, body.len() < body_bytes);
+        let (envelope, envelope_is_right) = match is_too_large || is_cut {
+            true => (Envelope::read_start(&body), Ok(())),
+            false => Envelope::read(&body),
+        };
         // `Some(None)` is no name of a server; `None` is the bridge.
         let server = server.as_deref().map(|name| ServerName::parse(name).ok());
         let hash = hash.as_deref().map(str::parse::<InfoHash>).transpose();
@@ -199,6 +203,8 @@ impl Admission {
             Err(refused(ErrorCode::Retained, "a retained command is never carried out; publish it without retain"))
         } else if is_too_large {
             Err(failed(ErrorCode::TooLarge, format!("a body of more than {BODY_BYTES_MAX} bytes is not read")))
+        } else if is_cut {
+            Err(refused(ErrorCode::ClientOffline, "too many commands are waiting"))
         } else if let Err(wrong) = envelope_is_right {
             Err(error(wrong))
         } else if waited_at_most > ttl {
@@ -227,6 +233,9 @@ impl Admission {
         };
         let verb_text = printable(verb_text.as_bytes());
         let verdict = verdict.map_err(|refusal| self.refusal(&command, &verb_text, refusal));
+        // Nobody knows what a cut one asks for, so it is neither compared with another command under its id nor in the way
+        // of one that comes later.
+        let command = if is_cut { LoggedCommand { id: made_up_id(), ..command } } else { command };
         (Judged { command, verb_text, sender: CommandSender { user, sees_secrets, waiter }, verdict }, ack)
     }
 

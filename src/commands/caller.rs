@@ -58,6 +58,7 @@ impl Caller {
     ) -> Option<CallResult> {
         let incoming = Incoming {
             address,
+            body_bytes: body.len(),
             body,
             is_retained: false,
             may_have_waited: false,

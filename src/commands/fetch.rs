@@ -19,8 +19,8 @@ use url::{Host, Url};
 
 use super::errors::bad_request;
 use super::fetch_errors::{NotPermitted, NotResolved, Unreachable, reason_of};
-use super::request::BODY_BYTES_MAX;
 use crate::model::{CommandError, ErrorCode, TorrentSource, UrlRules, printable};
+use crate::port::BODY_BYTES_MAX;
 
 /// Maximum time of fetching a .torrent file, redirects included.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(30);

@@ -176,12 +176,13 @@ mod tests {
     use std::sync::atomic::{AtomicI64, Ordering};
 
     use async_trait::async_trait;
+    use bytes::Bytes;
 
     use super::*;
     use crate::commands::{Common, Queue};
     use crate::live_state::LiveState;
     use crate::model::{CommandId, OutcomeStatus, ServerName, SinkName};
-    use crate::port::{Clock, CommandAddress, CommandLog as _, LoggedCommand, LoggedResult};
+    use crate::port::{BODY_BYTES_MAX, Clock, CommandAddress, CommandLog as _, LoggedCommand, LoggedResult};
     use crate::store::{MemoryStore, Options};
 
     struct HandClock(AtomicI64);
@@ -212,21 +213,29 @@ mod tests {
                     self.clock.0.fetch_add(60_000, Ordering::SeqCst);
                     Err(DeliverError::unavailable("gone"))
                 }
-                Some(Step::Message { id, may_have_waited }) => Ok(Incoming {
-                    address: CommandAddress {
-                        server: Some("home".to_owned()),
-                        hash: Some("ab".repeat(20)),
-                        verb: "pause".to_owned(),
-                    },
-                    body: format!("{{\"id\": \"{id}\"}}").into(),
-                    is_retained: false,
-                    may_have_waited,
-                    expires_in: None,
-                    reply: None,
-                    user: None,
-                    ack: Box::new(|| {}),
-                }),
+                Some(Step::Message { id, may_have_waited }) => {
+                    let body = format!("{{\"id\": \"{id}\"}}");
+                    Ok(Incoming { may_have_waited, ..incoming(body.clone(), body.len()) })
+                }
             }
+        }
+    }
+
+    fn incoming(body: impl Into<Bytes>, body_bytes: usize) -> Incoming {
+        Incoming {
+            address: CommandAddress {
+                server: Some("home".to_owned()),
+                hash: Some("ab".repeat(20)),
+                verb: "pause".to_owned(),
+            },
+            body: body.into(),
+            body_bytes,
+            is_retained: false,
+            may_have_waited: false,
+            expires_in: None,
+            reply: None,
+            user: None,
+            ack: Box::new(|| {}),
         }
     }
 
@@ -298,6 +307,22 @@ mod tests {
         assert!(is_taken(), "woken, not after the next interval");
         stop.cancel();
         run.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_command_whose_body_was_cut_is_refused_under_its_id_which_stays_free() {
+        let Setup { receiver, clock, store, queue } = setup([]);
+        let received = |incoming| Received { incoming, unattended_since: None, waiter: None };
+        let cut = incoming(&br#"{"id": "cut", "hashes": ["ab"#[..], BODY_BYTES_MAX);
+        let large = incoming(&br#"{"id": "large", "hashes": ["ab"#[..], BODY_BYTES_MAX + 1);
+        let whole = incoming(&br#"{"id": "cut"}"#[..], 13);
+        let batch = [cut, large, whole].map(received).into();
+        receiver.admission.admit(batch, |_, _| {}, &CancellationToken::new()).await.unwrap();
+        let results = store.unsent_results(&origin(), 0, 10).await.unwrap();
+        let results = results.iter().map(|result| serde_json::from_slice::<serde_json::Value>(&result.body).unwrap());
+        let codes: Vec<_> = results.map(|result| (result["id"].clone(), result["error"]["code"].clone())).collect();
+        assert_eq!(codes, [("cut".into(), "client_offline".into()), ("large".into(), "too_large".into())]);
+        assert_eq!(queue.next(clock.now()).unwrap().command.id.as_str(), "cut");
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,16 +9,13 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::errors::bad_request;
-use super::scanned_id::scanned_id;
+use super::scanned_text::{scanned_id, scanned_text};
 use crate::model::{
     AddRequest, CommandError, CommandId, ErrorCode, Filter, InfoHash, JSON_TREE_BYTES_MAX, Level, Operation, Status,
     TorrentSource, Verb, json_tree_bytes,
 };
 
-/// Largest body that is read, which is also the largest .torrent file that is fetched.
-pub const BODY_BYTES_MAX: usize = 10 * 1024 * 1024;
-
-/// Bytes of a body that is too large which are searched for its id.
+/// Bytes of a body that is not read which are searched for its id.
 const SCANNED_BYTES_MAX: usize = 64 * 1024;
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
@@ -108,10 +105,11 @@ impl Envelope {
         (envelope, result)
     }
 
-    /// Reads the id alone, from a body that is too large to be read, if it is near the beginning.
+    /// Reads where to answer and under which id, from a body that is too large to be read, if that is near the beginning.
     pub fn read_start(body: &[u8]) -> Self {
         let start = &body[..body.len().min(SCANNED_BYTES_MAX)];
-        Self { id: scanned_id(start), arguments: Sha256::digest(start).into(), ..Self::default() }
+        let reply_to = scanned_text(start, "reply_to");
+        Self { id: scanned_id(start), reply_to, arguments: Sha256::digest(start).into(), ..Self::default() }
     }
 }
 

@@ -13,12 +13,12 @@ use super::data_check::{self, Checked};
 use super::errors::{bad_request, precondition};
 use super::fetch::{Fetched, Fetcher, too_large};
 use super::padding::Padding;
-use super::request::BODY_BYTES_MAX;
 use super::roots::Roots;
 use crate::model::{
     Add, AddRequest, AddSource, CommandError, Content, ContentFile, ErrorCode, InvalidMetainfo, Magnet, Metainfo,
     TorrentSource, UrlRules, WrittenNames, with_resume_data, without_resume_data,
 };
+use crate::port::BODY_BYTES_MAX;
 
 /// Resolves the add requests of one server.
 pub struct Sources {

@@ -23,14 +23,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::HttpState;
 use super::access::{Refusal, Viewer};
-use super::bodies::{BODY_BYTES_MAX, BODY_TIMEOUT, BodyError};
+use super::bodies::{BODY_TIMEOUT, BodyError};
 use super::connections::Permit;
 use super::query::{self, EventsQuery, TorrentsQuery};
 use crate::model::{
     CommandError, ErrorCode, InfoHash, InvalidInfoHash, OutcomeStatus, Seq, ServerName, SinkName, Stats, Torrent,
     known_names,
 };
-use crate::port::CommandAddress;
+use crate::port::{BODY_BYTES_MAX, CommandAddress};
 
 /// Interval of empty comments in the event stream, below the idle timeout of common proxies (nginx: 60 s).
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);

@@ -1,24 +1,18 @@
 //! Bodies of requests, and the memory that all of them together may take.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody as _, to_bytes};
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-/// Maximum body of a request that changes something: the same as for a command on a broker.
-pub(super) const BODY_BYTES_MAX: usize = 10 << 20;
+use crate::port::{BODY_BYTES_MAX, BytePermit, ByteSemaphore};
+
 /// Maximum time for the body of an authorised request to arrive, the wait for its memory included.
 pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The memory that bodies may take.
-pub(super) struct BodyMemory {
-    /// One permit for each KiB.
-    room: Arc<Semaphore>,
-    kib: u32,
-}
+pub(super) struct BodyMemory(ByteSemaphore);
 
 /// Why a body was not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +28,7 @@ pub(super) enum BodyError {
 /// A body with its share of the memory.
 struct Held {
     body: Bytes,
-    _room: Option<OwnedSemaphorePermit>,
+    _permit: BytePermit,
 }
 
 impl AsRef<[u8]> for Held {
@@ -46,8 +40,7 @@ impl AsRef<[u8]> for Held {
 impl BodyMemory {
     /// Makes one of so many bytes.
     pub fn new(bytes: usize) -> Self {
-        let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).max(1);
-        Self { room: Arc::new(Semaphore::new(kib as usize)), kib }
+        Self(ByteSemaphore::new(bytes))
     }
 
     /// Reads a body; its memory is free again when the last copy of it is dropped.
@@ -58,12 +51,9 @@ impl BodyMemory {
         if bytes > BODY_BYTES_MAX {
             return Err(BodyError::TooLarge);
         }
-        // One larger than all of it takes all of it.
-        let kib = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX).min(self.kib);
-        let room = timeout_at(until, Arc::clone(&self.room).acquire_many_owned(kib)).await;
-        let room = room.map_err(|_| BodyError::NoRoom)?.ok();
+        let permit = timeout_at(until, self.0.take(bytes)).await.map_err(|_| BodyError::NoRoom)?;
         match timeout_at(until, to_bytes(body, BODY_BYTES_MAX)).await {
-            Ok(Ok(body)) => Ok(Bytes::from_owner(Held { body, _room: room })),
+            Ok(Ok(body)) => Ok(Bytes::from_owner(Held { body, _permit: permit })),
             Ok(Err(_)) => Err(BodyError::TooLarge),
             Err(_) => Err(BodyError::TooSlow),
         }

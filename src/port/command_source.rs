@@ -7,6 +7,9 @@ use bytes::Bytes;
 
 use super::{DeliverError, ReplyTo};
 
+/// Largest body of a command that is read, which is also the largest .torrent file that is fetched, in bytes.
+pub const BODY_BYTES_MAX: usize = 10 << 20;
+
 /// A source of commands: a broker, for one.
 #[async_trait]
 pub trait CommandSource: Send {
@@ -29,8 +32,10 @@ pub trait CommandSource: Send {
 pub struct Incoming {
     /// The levels of its topic.
     pub address: CommandAddress,
-    /// Its payload.
+    /// Its payload; only the beginning, where there was no memory for all of it.
     pub body: Bytes,
+    /// Length of the payload as it came.
+    pub body_bytes: usize,
     /// Whether the broker had retained it: such a command is never executed.
     pub is_retained: bool,
     /// Whether it may have waited at the broker while no bridge took commands; for how long, the broker does not say.

@@ -4,12 +4,14 @@
 //! module and the model, never each other. Adapters report failures as the error types defined here;
 //! whether to retry is the engine's decision alone, so no adapter retries.
 
+mod byte_semaphore;
 mod client;
 mod clock;
 mod command_source;
 mod sink;
 mod store;
 
+pub use byte_semaphore::*;
 pub use client::*;
 pub use clock::*;
 pub use command_source::*;

@@ -15,9 +15,9 @@ use crate::harness::{Setup, World, base64, can_run, http};
 
 const HASH: &str = "3f786850e387550fdab836ed7e6dc881de23001b";
 /// Peak memory of a bridge without work, in a debug build.
-const IDLE_BYTES: u64 = 64 << 20;
+pub const IDLE_BYTES: u64 = 64 << 20;
 
-fn with_memory(bytes_mib: u64, setup: Setup) -> Setup {
+pub fn with_memory(bytes_mib: u64, setup: Setup) -> Setup {
     let launcher = ["env".to_owned(), format!("DTORRENT_MEMORY_MAX={bytes_mib}MiB")];
     Setup { launcher: launcher.to_vec(), ..setup }
 }

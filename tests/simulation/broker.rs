@@ -342,6 +342,7 @@ impl CommandSource for SimulatedCommandSource {
             });
             return Ok(Incoming {
                 address,
+                body_bytes: body.len(),
                 body,
                 is_retained: false,
                 may_have_waited: false,

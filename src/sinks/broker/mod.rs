@@ -44,8 +44,13 @@ pub struct Purged {
 pub trait BrokerSink: Sink {
     /// Returns the source of the commands that come by this broker, on a connection of its own; `None` if it needs none.
     ///
-    /// `takes_commands`: whether any command is allowed.
-    fn source(&self, takes_commands: bool, clock: &dyn Clock) -> Option<Box<dyn CommandSource>>;
+    /// `takes_commands`: whether any command is allowed. `incoming_bytes_max`: memory for messages that are not admitted yet.
+    fn source(
+        &self,
+        takes_commands: bool,
+        incoming_bytes_max: usize,
+        clock: &dyn Clock,
+    ) -> Option<Box<dyn CommandSource>>;
 
     /// Connects and disconnects, without publishing, so that a running bridge is not disturbed.
     async fn probe(&self) -> Result<(), DeliverError>;

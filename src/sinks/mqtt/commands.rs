@@ -164,7 +164,8 @@ fn incoming(broker: &Broker, received: Received, session: &Session) -> Option<In
     let reply = topics.addresses.reply_to(&settings.name, response_topic, correlation);
     let (acks, may_have_waited) = (Arc::clone(&session.acks), session.catching_up_until.is_some());
     let ack = Box::new(move || acks.add(ack_token));
-    Some(Incoming { address, body, is_retained, may_have_waited, expires_in, reply, user, ack })
+    let body_bytes = body.len();
+    Some(Incoming { address, body, body_bytes, is_retained, may_have_waited, expires_in, reply, user, ack })
 }
 
 impl Session {

@@ -154,7 +154,12 @@ impl MqttSink {
 
 #[async_trait]
 impl BrokerSink for MqttSink {
-    fn source(&self, takes_commands: bool, _clock: &dyn Clock) -> Option<Box<dyn CommandSource>> {
+    fn source(
+        &self,
+        takes_commands: bool,
+        _incoming_bytes_max: usize,
+        _clock: &dyn Clock,
+    ) -> Option<Box<dyn CommandSource>> {
         // Without a subscription there is no second connection to the broker.
         takes_commands.then(|| Box::new(self.commands()) as Box<dyn CommandSource>)
     }

@@ -9,6 +9,8 @@
 
 mod connection;
 mod driver;
+mod eager_subscription;
+mod intake;
 mod link;
 mod message;
 pub mod reply;
@@ -185,8 +187,13 @@ impl NatsSink {
 #[async_trait]
 impl BrokerSink for NatsSink {
     /// A read-only bridge answers `$SRV.PING` too, because NATS has no last will (docs/nats.md, Presence).
-    fn source(&self, takes_commands: bool, clock: &dyn Clock) -> Option<Box<dyn CommandSource>> {
-        Some(Box::new(NatsCommands::new(Arc::clone(&self.system), takes_commands, clock)))
+    fn source(
+        &self,
+        takes_commands: bool,
+        incoming_bytes_max: usize,
+        clock: &dyn Clock,
+    ) -> Option<Box<dyn CommandSource>> {
+        Some(Box::new(NatsCommands::new(Arc::clone(&self.system), takes_commands, incoming_bytes_max, clock)))
     }
 
     /// Checks stream and bucket, where they exist.

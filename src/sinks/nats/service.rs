@@ -5,26 +5,26 @@
 //! once the effect was seen.
 //!
 //! A message is passed on with everything known of it and admitted elsewhere, except that a reply to somebody else's
-//! request is no command.
+//! request is no command. Requests are taken in as they come, because NATS does not wait ([`intake`](super::intake)).
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_nats::{Message as Received, Subscriber};
+use async_nats::{Client, Message as Received, Subject};
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::stream::{BoxStream, SelectAll, select_all};
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::System;
 use super::connection::{Connection, ConnectionError, ConnectionEvent};
+use super::eager_subscription::EagerSubscription;
+use super::intake::Intake;
 use super::reply::is_reply;
 use super::stream::nanos;
-use crate::model::{ServerName, Timestamp};
+use crate::model::{ServerName, TextLimit, Timestamp};
 use crate::port::{Clock, CommandSource, DeliverError, Incoming};
 use crate::sinks::broker::address::CommandPattern;
 use crate::sinks::broker::on_demand::OnDemand;
@@ -32,97 +32,145 @@ use crate::sinks::broker::on_demand::OnDemand;
 const NAME: &str = "dtorrent";
 /// The queue group, shared by all bridges; ADR-32's default.
 const QUEUE_GROUP: &str = "q";
-/// Maximum number of requests that wait per endpoint; NATS drops what exceeds it.
-const REQUESTS_MAX: usize = 256;
+/// Capacity of each subscription, which is emptied at each message.
+const REQUESTS_MAX: usize = 16;
 /// Minimum time between two warnings about dropped requests.
 const DROPPED_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// The header for the sender's name, for the log; on MQTT a user property.
 const USER_HEADER: &str = "user";
 
-/// The subscription that a message came by: an endpoint, by its index, or the monitoring of the service.
-#[derive(Clone, Copy)]
-enum Subscription {
-    Endpoint(usize),
-    Monitoring,
-}
-
 /// A NATS system as a source of commands.
 pub struct NatsCommands {
-    system: Arc<System>,
+    service: Arc<Service>,
     session: OnDemand<Session, ConnectionError>,
+}
+
+/// The service, whatever connection it has now.
+struct Service {
+    system: Arc<System>,
     started: Timestamp,
     endpoints: Vec<CommandPattern>,
+    intake: Intake,
     /// The last warning about dropped requests.
-    dropped_logged_at: Option<Instant>,
+    dropped_logged_at: Mutex<Option<Instant>>,
 }
 
 struct Session {
     connection: Connection,
-    messages: SelectAll<BoxStream<'static, (Subscription, Received)>>,
-    /// Monitoring replies that are still to be written.
-    monitoring_replies: VecDeque<(String, Value)>,
-    /// Why the session ends, once what was received before has been handed over.
-    ending: Option<ConnectionError>,
+    _subscriptions: Vec<Arc<EagerSubscription>>,
 }
 
 impl NatsCommands {
-    pub(super) fn new(system: Arc<System>, takes_commands: bool, clock: &dyn Clock) -> Self {
+    pub(super) fn new(system: Arc<System>, takes_commands: bool, incoming_bytes_max: usize, clock: &dyn Clock) -> Self {
         let settings = &system.settings;
         let endpoints = match takes_commands {
             true => system.subjects.addresses.command_patterns(&settings.servers),
             false => Vec::new(),
         };
-        let started = clock.now();
-        Self { system, session: OnDemand::default(), started, endpoints, dropped_logged_at: None }
+        let (started, intake) = (clock.now(), Intake::new(incoming_bytes_max));
+        let service = Service { system, started, endpoints, intake, dropped_logged_at: Mutex::default() };
+        Self { service: Arc::new(service), session: OnDemand::default() }
     }
 
-    /// Returns the next message, or `None` after something else happened. Cancel-safe: all progress is in `self`.
-    async fn receive(&mut self) -> Result<Option<(Subscription, Received)>, ConnectionError> {
-        let connect = || {
-            let (system, endpoints) = (Arc::clone(&self.system), self.endpoints.clone());
-            async move { Session::open(&system, &endpoints).await }.boxed()
-        };
-        let session = self.session.get(connect).await?;
-        session.write_monitoring_replies().await;
-        if let Some(error) = &session.ending {
-            let rest = session.messages.next().now_or_never().flatten();
-            return rest.map_or_else(|| Err(error.clone()), |message| Ok(Some(message)));
+    /// Returns the next request, or `None` after something else happened. Cancel-safe: all progress is in `self`.
+    async fn receive(&mut self) -> Result<Option<Incoming>, ConnectionError> {
+        let Service { system, intake, .. } = &*self.service;
+        // One that came before the last connection ended.
+        if let Some(request) = intake.pop() {
+            return Ok(Some(request));
         }
+        let connect = || Session::open(Arc::clone(&self.service)).boxed();
+        let session = self.session.get(connect).await?;
         let event = tokio::select! {
-            // An error that explains the end of the connection is read before the end of the subscriptions that it causes.
             biased;
-            event = session.connection.next_event() => event,
-            message = session.messages.next() => {
-                return message.map(Some).ok_or_else(|| ConnectionError::other("the connection broke"));
-            }
+            event = session.connection.next_event() => event?,
+            request = intake.next() => return Ok(Some(request)),
         };
-        let sink = &self.system.settings.name;
         match event {
-            Err(error) => session.ending = Some(error),
-            Ok(ConnectionEvent::LameDuck) if self.system.has_others() => {
-                session.ending = Some(ConnectionError::lame_duck());
+            ConnectionEvent::LameDuck if system.has_others() => return Err(ConnectionError::lame_duck()),
+            ConnectionEvent::PermissionDenied { text, .. } => {
+                warn!(sink = %system.settings.name, reason = text, "some requests cannot be received or replied to");
             }
-            Ok(ConnectionEvent::PermissionDenied { text, .. }) => {
-                warn!(%sink, reason = text, "some requests cannot be received or replied to");
-            }
-            Ok(ConnectionEvent::SlowConsumer) => {
-                if self.dropped_logged_at.is_none_or(|at| at.elapsed() > DROPPED_LOG_INTERVAL) {
-                    self.dropped_logged_at = Some(Instant::now());
-                    warn!(%sink, "requests come faster than they are taken, some are lost without an answer");
-                }
-            }
-            Ok(ConnectionEvent::LameDuck | ConnectionEvent::Other) => {}
+            ConnectionEvent::SlowConsumer => self.service.warn_of_dropped(),
+            ConnectionEvent::LameDuck | ConnectionEvent::Other => {}
         }
         Ok(None)
     }
+}
+
+#[async_trait]
+impl CommandSource for NatsCommands {
+    async fn next(&mut self) -> Result<Incoming, DeliverError> {
+        loop {
+            match self.receive().await {
+                Ok(Some(request)) => return Ok(request),
+                Ok(None) => {}
+                Err(error) => {
+                    self.session.take();
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+
+    /// Disconnects, so that requesters get "no responders" at once. What came before waits here.
+    async fn pause(&mut self) {
+        self.session.take();
+        self.service.intake.mark_waited();
+    }
+}
+
+impl Service {
+    /// Queues a request, if it is one for this bridge.
+    fn take_in(&self, endpoint: &CommandPattern, received: Received) {
+        let System { settings, subjects, stats, .. } = &*self.system;
+        let Received { subject, reply, payload, headers, status, .. } = received;
+        let Some(address) = subjects.addresses.command(&subject) else { return };
+        let user = headers.as_ref().and_then(|headers| headers.get(USER_HEADER));
+        let user = user.map(|user| TextLimit::Word.cut(user.as_str()).into_owned());
+        let text_bytes = subject.len() + reply.as_ref().map_or(0, |reply| reply.len());
+        let Some(memory) = self.intake.take_memory(payload.len(), text_bytes) else { return self.warn_of_dropped() };
+        let (body, ack) = memory.copy(&payload);
+        let mut names = headers.iter().flat_map(|headers| headers.iter()).map(|(name, _)| name.as_ref());
+        if is_reply(status.is_some(), &mut names, reply.as_deref(), &body) {
+            warn!(sink = %settings.name, %subject, "reply of another service on a command subject, ignored");
+            return;
+        }
+        // With the endpoint it came by: the sink replies on another connection, perhaps after a restart, and counts the reply.
+        let request_id = Some(stats.count_request(&endpoint.name));
+        let reply = subjects.addresses.reply_to(&settings.name, reply.map(|reply| reply.to_string()), request_id);
+        self.intake.push(Incoming {
+            address,
+            body,
+            body_bytes: payload.len(),
+            is_retained: false,
+            may_have_waited: false,
+            expires_in: None,
+            reply,
+            user,
+            // NATS stores no request: one that is lost before it is in the command log is not replied to either.
+            ack,
+        });
+    }
+
+    fn warn_of_dropped(&self) {
+        let mut logged_at = self.dropped_logged_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged_at.is_none_or(|at| at.elapsed() > DROPPED_LOG_INTERVAL) {
+            *logged_at = Some(Instant::now());
+            let sink = &self.system.settings.name;
+            warn!(%sink, "requests come faster than they are taken, some are lost without an answer");
+        }
+    }
 
     /// Replies to a request about the service itself.
-    fn reply_to_monitoring(&mut self, request: &Received) {
-        let check_reply = |reply: &str| self.system.subjects.addresses.check_reply(reply);
-        let Some(reply) = request.reply.as_ref().filter(|reply| check_reply(reply).is_ok()) else { return };
+    fn reply_to_monitoring(&self, client: &Client, request: Received) {
+        let is_right = |reply: &Subject| self.system.subjects.addresses.check_reply(reply).is_ok();
         let verb = request.subject.split('.').nth(1).unwrap_or_default();
-        if let (Some(body), Some(session)) = (self.monitoring(verb), self.session.current()) {
-            session.monitoring_replies.push_back((reply.to_string(), body));
+        if let (Some(reply), Some(body)) = (request.reply.filter(is_right), self.monitoring(verb)) {
+            // At once or not at all, which is while the server reads nothing.
+            if !matches!(client.publish(reply, Bytes::from(body.to_string())).now_or_never(), Some(Ok(()))) {
+                debug!("monitoring reply not sent");
+            }
         }
     }
 
@@ -169,92 +217,34 @@ impl NatsCommands {
         }
         Some(body)
     }
-
-    /// Makes a command of a message; `None` if it is none for this bridge.
-    fn incoming(&self, endpoint: usize, received: Received) -> Option<Incoming> {
-        let System { settings, subjects, stats, .. } = &*self.system;
-        let Received { subject, reply, payload, headers, status, .. } = received;
-        let mut names = headers.iter().flat_map(|headers| headers.iter()).map(|(name, _)| name.as_ref());
-        if is_reply(status.is_some(), &mut names, reply.as_deref(), &payload) {
-            warn!(sink = %settings.name, %subject, "reply of another service on a command subject, ignored");
-            return None;
-        }
-        let user = headers.as_ref().and_then(|headers| headers.get(USER_HEADER)).map(|user| user.as_str().to_owned());
-        // With the endpoint it came by: the sink replies on another connection, perhaps after a restart, and counts the reply.
-        let request_id = self.endpoints.get(endpoint).map(|endpoint| stats.count_request(&endpoint.name));
-        let address = subjects.addresses.command(&subject)?;
-        let reply = subjects.addresses.reply_to(&settings.name, reply.map(|reply| reply.to_string()), request_id);
-        Some(Incoming {
-            address,
-            body: payload,
-            is_retained: false,
-            may_have_waited: false,
-            expires_in: None,
-            reply,
-            user,
-            // NATS stores no request: one that is lost before it is in the command log is not replied to either.
-            ack: Box::new(|| {}),
-        })
-    }
-}
-
-#[async_trait]
-impl CommandSource for NatsCommands {
-    async fn next(&mut self) -> Result<Incoming, DeliverError> {
-        loop {
-            match self.receive().await {
-                Ok(Some((Subscription::Endpoint(endpoint), received))) => {
-                    if let Some(incoming) = self.incoming(endpoint, received) {
-                        return Ok(incoming);
-                    }
-                }
-                Ok(Some((Subscription::Monitoring, request))) => self.reply_to_monitoring(&request),
-                Ok(None) => {}
-                Err(error) => {
-                    self.session.take();
-                    return Err(error.into());
-                }
-            }
-        }
-    }
-
-    /// Disconnects, so that requesters get "no responders" at once. NATS stores no request, so none could be taken later.
-    async fn pause(&mut self) {
-        self.session.take();
-    }
 }
 
 impl Session {
-    async fn open(system: &System, endpoints: &[CommandPattern]) -> Result<Self, ConnectionError> {
+    async fn open(service: Arc<Service>) -> Result<Self, ConnectionError> {
+        let Service { system, endpoints, .. } = &*service;
         let connection = system.connect("commands", REQUESTS_MAX).await?;
         let client = &connection.client;
         let failed = |error: async_nats::SubscribeError| ConnectionError::other(format!("cannot subscribe: {error}"));
-        let tagged = |subscription: Subscription, subscriber: Subscriber| {
-            subscriber.map(move |received| (subscription, received)).boxed()
-        };
-        let (id, mut subscribers) = (&system.stats.service_id, Vec::new());
+        let (id, mut subscriptions) = (&system.stats.service_id, Vec::new());
         // A queue group, so that each request reaches one of several bridges with the same servers.
-        for (index, CommandPattern { pattern, .. }) in endpoints.iter().enumerate() {
-            let subscriber = client.queue_subscribe(pattern.clone(), QUEUE_GROUP.to_owned()).await.map_err(failed)?;
-            subscribers.push(tagged(Subscription::Endpoint(index), subscriber));
+        for endpoint in endpoints {
+            let pattern = endpoint.pattern.clone();
+            let subscriber = client.queue_subscribe(pattern, QUEUE_GROUP.to_owned()).await.map_err(failed)?;
+            let (service, endpoint) = (Arc::clone(&service), endpoint.clone());
+            let take_in = move |request| service.take_in(&endpoint, request);
+            subscriptions.push(EagerSubscription::begin(subscriber, take_in));
         }
         for verb in ["PING", "INFO", "STATS"] {
             for subject in [format!("$SRV.{verb}"), format!("$SRV.{verb}.{NAME}"), format!("$SRV.{verb}.{NAME}.{id}")] {
-                subscribers.push(tagged(Subscription::Monitoring, client.subscribe(subject).await.map_err(failed)?));
+                let subscriber = client.subscribe(subject).await.map_err(failed)?;
+                let (service, client) = (Arc::clone(&service), client.clone());
+                let reply = move |request| service.reply_to_monitoring(&client, request);
+                subscriptions.push(EagerSubscription::begin(subscriber, reply));
             }
         }
         // Until the server has read the subscriptions, a requester would get "no responders" from a service that says it is up.
         client.flush().await.map_err(|error| ConnectionError::other(error.to_string()))?;
         info!(sink = %system.settings.name, endpoints = endpoints.len(), "accepting commands");
-        let messages = select_all(subscribers);
-        Ok(Self { connection, messages, monitoring_replies: VecDeque::new(), ending: None })
-    }
-
-    async fn write_monitoring_replies(&mut self) {
-        while let Some((reply, body)) = self.monitoring_replies.pop_front() {
-            if let Err(error) = self.connection.client.publish(reply, Bytes::from(body.to_string())).await {
-                debug!(%error, "monitoring reply not sent");
-            }
-        }
+        Ok(Self { connection, _subscriptions: subscriptions })
     }
 }

@@ -5,6 +5,7 @@ mod cluster;
 mod examples;
 mod faults;
 mod logins;
+mod memory;
 mod outages;
 mod requests;
 mod roles;

@@ -11,6 +11,7 @@ use super::{bus, load_one};
 use crate::harness::bridge::Bridge;
 use crate::harness::nats::{self, NatsServer, Subscriber, body, until};
 use crate::harness::{World, can_run};
+use crate::memory::with_memory;
 
 fn header<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
     message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str)
@@ -296,14 +297,14 @@ async fn requests_beyond_the_limit_lose_only_their_answers() {
         let folder = tempfile::tempdir().unwrap();
         let server = NatsServer::start(&program, folder.path()).await;
         let subscriber = Subscriber::listen(&server).await;
-        let mut world = World::new(bus(&server, "")).await;
+        let mut world = World::new(with_memory(32, bus(&server, ""))).await;
         let hash = load_one(&world).await;
         world.start_bridge().await;
         service_is_up(&subscriber).await;
         let inbox = subscriber.client.new_inbox();
         let mut replies = subscriber.client.subscribe(format!("{inbox}.*")).await.unwrap();
         world.bridge().process().pause().unwrap();
-        // More than the bridge queues, and less than a server buffers.
+        // More than the bridge has memory for, and less than a server buffers.
         for number in 0..2_000 {
             let reply = format!("{inbox}.{number}");
             subscriber.client.publish_with_reply("dtorrent.home.command.explode", reply, Bytes::new()).await.unwrap();

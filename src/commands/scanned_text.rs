@@ -1,6 +1,6 @@
-//! The id in a body that is no JSON: cut off, malformed, or written as another language writes its objects.
+//! The id and other texts in a body that is no JSON: cut off, malformed, or written as another language writes its objects.
 //!
-//! A sender waits for the answer under its id, most of all where something is wrong. So the id is looked for among the
+//! A sender waits for the answer under its id, most of all where something is wrong. So they are looked for among the
 //! keys of the outermost object, whatever else is there.
 //!
 //! Pure.
@@ -9,33 +9,42 @@ use crate::model::CommandId;
 
 /// Returns the last `id` among the keys of the outermost object, a number as its text; `None` if none can be read.
 pub(super) fn scanned_id(body: &[u8]) -> Option<CommandId> {
+    scanned(body, "id", |text| CommandId::parse(&text).ok())
+}
+
+/// Returns the last text under `key` among the keys of the outermost object.
+pub(super) fn scanned_text(body: &[u8], key: &str) -> Option<String> {
+    scanned(body, key, Some)
+}
+
+fn scanned<T>(body: &[u8], key: &str, parse: impl Fn(String) -> Option<T>) -> Option<T> {
     // A text that contains the object comes from a sender that encoded it twice.
     match serde_json::from_slice::<String>(body) {
-        Ok(inner) => id_in_object(inner.as_bytes()),
-        Err(_) => id_in_object(body),
+        Ok(inner) => find_in_object(inner.as_bytes(), key, parse),
+        Err(_) => find_in_object(body, key, parse),
     }
 }
 
-fn id_in_object(body: &[u8]) -> Option<CommandId> {
+fn find_in_object<T>(body: &[u8], key: &str, parse: impl Fn(String) -> Option<T>) -> Option<T> {
     let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body).trim_ascii_start();
     // The bytes of a .torrent file may contain anything.
     if !body.starts_with(b"{") && !body.starts_with(b"[") {
         return None;
     }
-    let (mut rest, mut depth, mut id) = (body, 0_usize, None);
+    let (mut rest, mut depth, mut found) = (body, 0_usize, None);
     while let Some((token, after)) = token(rest) {
         rest = after;
         match token {
             b"{" => depth += 1,
             b"}" => depth = depth.saturating_sub(1),
-            b"\"id\"" | b"'id'" | b"id" if depth == 1 => {
+            _ if depth == 1 && is_key(token, key) => {
                 let value = after.trim_ascii_start().strip_prefix(b":");
-                id = value.and_then(self::token).and_then(|(value, _)| id_of(value)).or(id);
+                found = value.and_then(self::token).and_then(|(value, _)| parse(text_of(value)?)).or(found);
             }
             _ => {}
         }
     }
-    id
+    found
 }
 
 /// Splits off a token: a text with its quotes, a word or a number, or a single other character.
@@ -64,15 +73,20 @@ fn quoted_length(input: &[u8], quote: u8) -> Option<usize> {
     Some(at + 1)
 }
 
-/// Reads an id from a token.
-fn id_of(token: &[u8]) -> Option<CommandId> {
-    let text = match token.first()? {
-        b'"' => serde_json::from_slice(token).ok()?,
-        b'\'' => String::from_utf8(token[1..token.len() - 1].to_vec()).ok()?,
-        b'0'..=b'9' | b'-' => String::from_utf8(token.to_vec()).ok()?,
-        _ => return None,
-    };
-    CommandId::parse(&text).ok()
+/// Whether a token is this key, with quotes or without.
+fn is_key(token: &[u8], key: &str) -> bool {
+    let bare = |quote: &[u8]| token.strip_prefix(quote)?.strip_suffix(quote);
+    bare(b"\"").or_else(|| bare(b"'")).unwrap_or(token) == key.as_bytes()
+}
+
+/// Reads a text or a number from a token.
+fn text_of(token: &[u8]) -> Option<String> {
+    match token.first()? {
+        b'"' => serde_json::from_slice(token).ok(),
+        b'\'' => String::from_utf8(token[1..token.len() - 1].to_vec()).ok(),
+        b'0'..=b'9' | b'-' => String::from_utf8(token.to_vec()).ok(),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -105,6 +119,13 @@ mod tests {
             let found = scanned_id(body);
             assert_eq!(found.as_ref().map(CommandId::as_str), id, "{}", String::from_utf8_lossy(body));
         }
+    }
+
+    #[test]
+    fn other_texts_are_found_in_the_same_way() {
+        let cut = br#"{"id": "7", "reply_to": "app/\u0061", "x": {"reply_to": "b"}, "torrent": "AAAA"#;
+        assert_eq!(scanned_text(cut, "reply_to").as_deref(), Some("app/a"));
+        assert_eq!(scanned_text(cut, "torrent"), None, "half a text would be another one");
     }
 
     proptest! {
