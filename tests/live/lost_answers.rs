@@ -239,28 +239,51 @@ async fn what_kills_rtorrent_is_asked_twice_and_not_in_a_loop() {
 }
 
 #[tokio::test]
-async fn the_next_full_poll_comes_in_time_after_polls_without_an_answer() {
+async fn the_next_full_poll_comes_in_time_after_exchanges_without_an_answer() {
     if !can_run() {
         return;
     }
-    let content = Content::file("polled", 50_000, 1);
+    let contents: Vec<Content> =
+        (0..2).map(|number| Content::file(&format!("polled-{number}"), 50_000, number)).collect();
     let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
     let server = format!("timeout = \"3s\"\nsweep = \"{}s\"", SWEEP.as_secs());
     let mut world = World::new(Setup { rtorrent, server, ..Setup::default() }).await;
-    world.home.load(&content.torrent, false).await.unwrap();
+    for content in &contents {
+        world.home.load(&content.torrent, false).await.unwrap();
+    }
     let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
     let server = FaultyServer::to(address, Duration::from_secs(3), 0).await;
     world.start_bridge_for(&[("home", &server.url())]).await;
-    for (number, fault) in [Fault::SwallowAnswer, Fault::SwallowRequest].into_iter().enumerate() {
-        // A label is read by full polls alone.
-        server.fail_next("d.custom1=", fault, 2);
-        server.wait_for(fault, 2).await;
+    // A label is read by full polls alone, but for that of a torrent with a command.
+    for (number, (method, fault)) in [
+        ("d.custom1.set", Fault::SwallowAnswer),
+        ("d.custom1.set", Fault::SwallowRequest),
+        ("d.custom1=", Fault::DelayAnswer),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        server.fail_next(method, fault, 2);
+        for times in 1..=2 {
+            let body = json!({"label": format!("{number} {times}")}).to_string();
+            world
+                .recorder
+                .send(Command::new(&format!("dtorrent/{}", of_torrent(contents[0].hash, "label")), body))
+                .await;
+            server.wait_for(fault, times).await;
+        }
         let mark = world.recorder.mark();
-        world.home.act(content.hash, "d.custom1.set", &[Argument::Text(&format!("by hand {number}"))]).await.unwrap();
-        // The second of the polls without an answer ends after its limit. One that counted for what it took would put off
-        // the next by twenty times as long.
+        world
+            .home
+            .act(contents[1].hash, "d.custom1.set", &[Argument::Text(&format!("by hand {number}"))])
+            .await
+            .unwrap();
+        // Polls behind those exchanges wait until their time is over. If that counted for what a poll takes of rTorrent,
+        // the next full one would be put off by twenty times as long.
         let is_shown = |all: &[Message]| {
-            events_in(&all[mark..], "home").into_iter().find(|event| event["event_type"] == "label_changed")
+            events_in(&all[mark..], "home").into_iter().find(|event| {
+                event["event_type"] == "label_changed" && event["hash"] == json!(contents[1].hash.to_string())
+            })
         };
         world.recorder.wait_within(20 * SWEEP, "a full poll", is_shown).await;
     }
