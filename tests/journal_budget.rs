@@ -53,8 +53,10 @@ async fn an_initial_snapshot_in_parts_is_published_whole_and_once_within_any_lim
         while !is_complete(&entries) {
             // Long enough for a poll, which commits nothing while the store is full.
             tokio::time::sleep(Duration::from_secs(5)).await;
-            let cursor = entries.last().map_or(Seq(0), |entry| entry.seq);
-            entries.extend(store.read_after(&server, cursor, 2_000).await.unwrap());
+            for _ in 0..8 {
+                let cursor = entries.last().map_or(Seq(0), |entry| entry.seq);
+                entries.extend(store.read_after(&server, cursor, 250).await.unwrap());
+            }
             let snapshot = live.read(&server, |content| content.snapshot.len()).unwrap();
             held_back += u32::from(snapshot < TORRENTS as usize);
             save_progress(&*store, entries.last().map_or(Seq(0), |entry| entry.seq)).await;

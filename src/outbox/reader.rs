@@ -226,7 +226,7 @@ impl Reader {
             // The journal was empty at a restart of the store, which then numbers positions from the start.
             page = self.store.read_all_after(None, READ_MAX).await?;
         }
-        let is_full = page.len() == usize::from(READ_MAX);
+        let is_end = page.is_empty();
         let mut is_unpublished = false;
         let buffered = self.buffer.take_states();
         self.take_in(buffered);
@@ -239,10 +239,10 @@ impl Reader {
             self.position = Some(position);
             self.take(entry);
         }
-        if !is_full && !is_unpublished {
+        if is_end {
             self.skip_trimmed(&lasts);
         }
-        Ok(is_full && !is_unpublished)
+        Ok(!is_end && !is_unpublished)
     }
 
     /// Whether entries of a server are missing after the position.

@@ -21,6 +21,10 @@ use crate::model::{
     SinkName, Snapshot, Timestamp, Verb,
 };
 
+/// Bytes of bodies after which a page of journal entries ends, so that outboxes and readers hold little, however large events
+/// are. Some hundred entries of usual size, because a smaller page would be a query for a few events.
+pub const ENTRIES_BYTES: usize = 256 << 10;
+
 /// Bytes of results after which [`CommandLog::unsent_results`] ends a page.
 pub const RESULTS_BYTES: usize = 1 << 20;
 
@@ -51,13 +55,15 @@ pub trait Journal: Send + Sync {
     /// change set without events takes no room in the journal.
     async fn commit(&self, change_set: ChangeSet) -> Result<Committed, StoreError>;
 
-    /// Reads the entries of one server that follow `after`, oldest first, at most `limit`.
+    /// Reads the entries of one server that follow `after`, oldest first.
+    ///
+    /// At most `limit`; a page ends early once it holds [`ENTRIES_BYTES`], and is empty only at the end.
     async fn read_after(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<JournalEntry>, StoreError>;
 
     /// Returns the position of an entry among those of all servers; `None` if it is not in the journal.
     async fn position(&self, server: &ServerName, seq: Seq) -> Result<Option<JournalPosition>, StoreError>;
 
-    /// Reads entries of all servers in the order of their commits, at most `limit`.
+    /// Reads entries of all servers in the order of their commits; a page ends as that of [`Self::read_after`].
     ///
     /// Begins behind `after`; without it, with the oldest entry in the journal.
     async fn read_all_after(

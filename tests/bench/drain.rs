@@ -103,8 +103,8 @@ impl Bench {
         }
         let topics = Topics::new(Prefix::default(), "main", true);
         let mut messages = Vec::new();
-        for after in (0..ENTRIES as u64).step_by(1_000) {
-            for entry in store.read_after(&server, Seq(after), 1_000).await? {
+        for after in (0..ENTRIES as u64).step_by(100) {
+            for entry in store.read_after(&server, Seq(after), 100).await? {
                 let body = entry.body.clone();
                 messages.push((topics.route(&Delivery::Event(entry)).topic, body));
             }

@@ -143,8 +143,8 @@ impl Bench {
         }
         let subjects = Subjects::new(Prefix::default(), "main", true);
         let (mut ids, mut messages) = (Vec::new(), Vec::new());
-        for after in (0..ENTRIES as u64).step_by(1_000) {
-            for entry in store.read_after(&server, Seq(after), 1_000).await? {
+        for after in (0..ENTRIES as u64).step_by(100) {
+            for entry in store.read_after(&server, Seq(after), 100).await? {
                 ids.push(entry.id.to_string());
                 if ids.len() > ENTRIES - TIMED {
                     let body = entry.body.clone();

@@ -8,6 +8,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use dtorrent::model::{Cause, ChangeSet, Changes, DiffState, Kind, NewEvent, Seq, ServerName, Timestamp, Torrent};
 use dtorrent::port::{Journal as _, SystemClock};
 use dtorrent::store::{Options, SqliteStore};
@@ -48,9 +49,12 @@ pub async fn run() -> anyhow::Result<Vec<Line>> {
             let committed = store.commit(change_set).await?;
             commits.push(started.elapsed());
             in_store += started.elapsed();
-            let written = store.read_after(&server, last, u16::try_from(batch)?).await?;
-            last = committed.last_seq;
-            let bytes: Vec<u8> = written.iter().flat_map(|entry| entry.body.to_vec()).collect();
+            let mut bytes = Vec::new();
+            while last < committed.last_seq {
+                let written = store.read_after(&server, last, u16::try_from(batch)?).await?;
+                last = written.last().context("an entry was committed")?.seq;
+                bytes.extend(written.iter().flat_map(|entry| entry.body.to_vec()));
+            }
             let started = Instant::now();
             file.write_all(&bytes)?;
             file.sync_data()?;

@@ -10,6 +10,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
+use crate::harness::database::StateDatabase;
+use crate::harness::nats::until;
+use crate::harness::receiver::{Answer, Receiver};
 use crate::harness::recorder::{Command, Message};
 use crate::harness::{Setup, World, base64, can_run, http};
 
@@ -225,4 +228,69 @@ async fn a_message_of_a_broker_without_end_ends_its_connection_and_takes_no_memo
         assert!(peak < IDLE_BYTES + (48 << 20), "{scheme}: {} MiB", peak >> 20);
         broker.abort();
     }
+}
+
+/// A client with torrents of long texts, all of which start or stop at each of eight polls, once a file is there.
+const WORDY_CLIENT: &str = r#"
+import json, os, sys
+polls = 0
+for line in sys.stdin:
+    request = json.loads(line)
+    result = None
+    if request["method"] == "initialize":
+        result = {"protocol": 1, "name": "wordy", "methods": ["list"]}
+    if request["method"] == "list":
+        polls += os.path.exists(sys.argv[1])
+        if polls == 10:
+            open(sys.argv[1] + ".done", "w")
+        text = '"' * 4000
+        result = [{"hash": "%040x" % number, "name": text, "label": text[:1000], "path": "/" + text, "length": 10,
+                   "active": min(polls, 8) % 2 == 0, "downloaded": 4, "uploaded": 2} for number in range(1, 201)]
+    print(json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": result}), flush=True)
+"#;
+
+#[tokio::test]
+async fn receivers_that_are_away_and_slow_readers_hold_small_pages_of_a_journal_of_large_events() {
+    if !can_run() {
+        return;
+    }
+    /// Each of some 20 KiB, so that 256 of them are 5 MiB.
+    const EVENTS: u64 = 200 * 6;
+    const HOOKS: usize = 4;
+    let port = dtorrent_peers::process::free_port().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (program, begin) = (folder.path().join("client.py"), folder.path().join("begin"));
+    std::fs::write(&program, WORDY_CLIENT).unwrap();
+    let endpoint = Receiver::start().await;
+    endpoint.answer(|_| Answer::Status(503));
+    let mut sink = format!(
+        "[servers.attic]\nclient = \"exec\"\ncommand = [\"python3\", {program:?}, {begin:?}]\ninterval = \"250ms\"\n",
+    );
+    for hook in 0..HOOKS {
+        sink += &format!("[webhooks.hook{hook}]\nurl = \"{}\"\nservers = [\"attic\"]\n", endpoint.url());
+        sink += "events = [\"paused\", \"resumed\"]\n";
+    }
+    let http = format!("listen = \"127.0.0.1:{port}\"");
+    let mut world = World::running(with_memory(32, Setup { http, sink, ..Setup::default() })).await;
+    world.recorder.server_event_after(0, "attic", "snapshot_done").await;
+    let mut readers = Vec::new();
+    for _ in 0..5 {
+        readers.push(http::Listener::listen_with_small_buffer(port).await);
+    }
+    let before = world.bridge().peak_bytes();
+    std::fs::write(&begin, "").unwrap();
+    until("all torrents have started and stopped", async || folder.path().join("begin.done").is_file().then_some(()))
+        .await;
+    let last = world.database().last_seq("attic");
+    assert!(last > EVENTS, "{last} events");
+    let away = world.bridge().peak_bytes();
+    endpoint.answer(|_| Answer::Status(204));
+    let is_delivered = |database: &StateDatabase| {
+        (0..HOOKS).all(|hook| database.cursor(&format!("hook{hook}.attic"), "attic") >= last)
+    };
+    world.database().until("everything is delivered", is_delivered).await;
+    let peak = world.bridge().peak_bytes();
+    println!("{} MiB before, {} MiB while they were away, {} MiB in the end", before >> 20, away >> 20, peak >> 20);
+    // Before, there were the torrents and an answer of the client already.
+    assert!(peak < before + (32 << 20), "{} MiB", peak >> 20);
 }

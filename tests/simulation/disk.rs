@@ -134,7 +134,13 @@ impl DiskStore {
     /// Adds what was committed to the chronicle.
     async fn record(&self, server: &ServerName, committed: &Committed) {
         let last = lock(&self.disk.chronicle).entries.get(server).and_then(|entries| entries.keys().last().copied());
-        let new = self.inner.read_after(server, last.unwrap_or_default(), u16::MAX).await.expect("memory can be read");
+        let (mut new, mut last) = (Vec::new(), last.unwrap_or_default());
+        while last < committed.last_seq {
+            let page = self.inner.read_after(server, last, u16::MAX).await.expect("memory can be read");
+            let Some(entry) = page.last() else { break };
+            last = entry.seq;
+            new.extend(page);
+        }
         let mut chronicle = lock(&self.disk.chronicle);
         for entry in new {
             self.disk

@@ -35,6 +35,32 @@ async fn entries_are_numbered_without_gaps_and_carry_their_own_ids() {
 }
 
 #[tokio::test]
+async fn a_page_of_large_entries_ends_early_and_has_one_at_least() {
+    on_each(Options::default(), async |store, _| {
+        let home = server("home");
+        let large = |number: u8, bytes: usize| {
+            let mut change_set = added(&home, number);
+            let torrent = Torrent { name: "x".repeat(bytes), ..Torrent::clone(&torrent(&home, number, 0)) };
+            change_set.events[0].torrent = Some(Arc::new(torrent));
+            change_set
+        };
+        for number in 1..=8 {
+            store.commit(large(number, ENTRIES_BYTES / 3)).await.unwrap();
+        }
+        store.commit(large(9, 2 * ENTRIES_BYTES)).await.unwrap();
+        store.commit(added(&home, 10)).await.unwrap();
+        let pages = [(0, 3), (3, 3), (6, 3), (8, 1), (9, 1), (10, 0)];
+        for (after, entries) in pages {
+            assert_eq!(store.read_after(&home, Seq(after), 256).await.unwrap().len(), entries, "after {after}");
+            let position = store.position(&home, Seq(after)).await.unwrap();
+            assert_eq!(store.read_all_after(position, 256).await.unwrap().len(), entries, "after {after}");
+        }
+        assert_eq!(seqs(store, &home).await, (1..=10).collect::<Vec<_>>());
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn entries_of_all_servers_are_read_in_the_order_of_their_commits() {
     on_each(Options::default(), async |store, _| {
         let (home, attic) = (server("home"), server("attic"));

@@ -117,7 +117,14 @@ pub(super) fn at(cursor: u64, sent_rev: u64) -> SinkProgress {
 }
 
 pub(super) async fn seqs(store: &dyn Store, server: &ServerName) -> Vec<u64> {
-    store.read_after(server, Seq(0), u16::MAX).await.unwrap().iter().map(|entry| entry.seq.0).collect()
+    let mut seqs = Vec::new();
+    loop {
+        let page = store.read_after(server, Seq(seqs.last().copied().unwrap_or_default()), u16::MAX).await.unwrap();
+        if page.is_empty() {
+            return seqs;
+        }
+        seqs.extend(page.iter().map(|entry| entry.seq.0));
+    }
 }
 
 pub(super) fn command(id: &str, origin: &str, received_at: Timestamp) -> LoggedCommand {

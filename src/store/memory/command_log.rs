@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::super::{COMMAND_MEMORY, COMMANDS_MAX, RESULTS_BYTES_MAX, WAITERS_MAX};
-use super::{MemoryStore, State};
+use super::{MemoryStore, State, fits_page};
 use crate::model::{CommandId, ServerName, SinkName, Timestamp};
 use crate::port::{
     COMMANDS_BYTES, CommandLog, LoggedCommand, LoggedResult, RESULTS_BYTES, Recorded, ReplyTo, ResultBacklog,
@@ -84,13 +84,8 @@ impl CommandLog for MemoryStore {
         let is_meant = |command: &&Command| {
             command.result.is_none() && command.number > after && command.logged.server.as_ref() == server
         };
-        let mut bytes = 0;
-        let has_room = |command: &&Command| {
-            let has_room = bytes < COMMANDS_BYTES;
-            bytes += command.logged.body.len();
-            has_room
-        };
-        let page = state.commands.iter().filter(is_meant).take_while(has_room);
+        let fits = fits_page(COMMANDS_BYTES, |command: &&Command| command.logged.body.len());
+        let page = state.commands.iter().filter(is_meant).take_while(fits);
         Ok(page.map(|command| (command.number, command.logged.clone())).collect())
     }
 
@@ -98,13 +93,8 @@ impl CommandLog for MemoryStore {
         let state = self.state();
         let later = state.results.range(after.saturating_add(1)..).map(|(_, result)| result);
         let unsent = later.filter(|(of, _)| of == sink).map(|(_, result)| result.clone());
-        let mut bytes = 0;
-        let has_room = |result: &UnsentResult| {
-            let has_room = bytes < RESULTS_BYTES;
-            bytes += result.body.len();
-            has_room
-        };
-        Ok(unsent.take(usize::from(limit)).take_while(has_room).collect())
+        let fits = fits_page(RESULTS_BYTES, |result: &UnsentResult| result.body.len());
+        Ok(unsent.take(usize::from(limit)).take_while(fits).collect())
     }
 
     async fn result_backlog(&self, sink: &SinkName) -> Result<ResultBacklog, StoreError> {

@@ -25,6 +25,16 @@ pub struct MemoryStore {
     state: Mutex<State>,
 }
 
+/// Returns whether an item is still on a page, which ends with the one with which it holds `bytes_max`.
+fn fits_page<T>(bytes_max: usize, bytes_of: impl Fn(&T) -> usize) -> impl FnMut(&T) -> bool {
+    let mut bytes = 0;
+    move |item| {
+        let fits = bytes < bytes_max;
+        bytes += bytes_of(item);
+        fits
+    }
+}
+
 /// Everything that a store holds at one moment.
 #[derive(Clone)]
 pub struct Image(State);

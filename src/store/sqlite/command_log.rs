@@ -266,8 +266,7 @@ fn finish(db: &Db, server: Option<&ServerName>, id: &CommandId, result: &LoggedR
 fn unfinished(db: &Db, server: Option<&ServerName>, after: i64) -> Result<Vec<(i64, LoggedCommand)>, Failure> {
     let sql = "SELECT id, server, origin, hash, verb, body, received_at, expires_at, reply, is_started, digest, crashes, \
                number FROM commands WHERE result IS NULL AND server = ?1 AND number > ?2 ORDER BY number";
-    let mut statement = db.connection.prepare_cached(sql)?;
-    let mut rows = statement.query_map((key(server), after), |row| {
+    let read = |row: &Row<'_>| {
         let command = LoggedCommand {
             id: CommandId::parse(row.get_ref(0)?.as_str()?).map_err(unreadable)?,
             server: key_from_sql(row.get_ref(1)?.as_str()?)?,
@@ -283,38 +282,23 @@ fn unfinished(db: &Db, server: Option<&ServerName>, after: i64) -> Result<Vec<(i
             crashes: row.get(11)?,
         };
         Ok((row.get(12)?, command))
-    })?;
-    let (mut commands, mut bytes) = (Vec::new(), 0);
-    while bytes < COMMANDS_BYTES
-        && let Some((number, command)) = rows.next().transpose()?
-    {
-        bytes += command.body.len() + COMMAND_BYTES;
-        commands.push((number, command));
-    }
-    Ok(commands)
+    };
+    let bytes_of = |(_, command): &(i64, LoggedCommand)| command.body.len() + COMMAND_BYTES;
+    Ok(db.query_page(sql, (key(server), after), read, COMMANDS_BYTES, bytes_of)?)
 }
 
 fn unsent(db: &Db, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, Failure> {
     let sql =
         "SELECT number, server, body, reply FROM results WHERE sink = ?1 AND number > ?2 ORDER BY number LIMIT ?3";
-    let mut statement = db.connection.prepare_cached(sql)?;
-    let mut rows = statement.query_map((sink.as_str(), after, limit), |row| {
+    let read = |row: &Row<'_>| {
         Ok(UnsentResult {
             number: row.get(0)?,
             server: key_from_sql(row.get_ref(1)?.as_str()?)?,
             body: row.get::<_, Vec<u8>>(2)?.into(),
             reply: reply_from_sql(row.get_ref(3)?.as_str_or_null()?)?,
         })
-    })?;
-    let (mut results, mut bytes) = (Vec::new(), 0);
-    // Read one by one: a page of results with 64 MiB in all must not be in memory at once (I9).
-    while bytes < RESULTS_BYTES
-        && let Some(result) = rows.next().transpose()?
-    {
-        bytes += result.body.len();
-        results.push(result);
-    }
-    Ok(results)
+    };
+    Ok(db.query_page(sql, (sink.as_str(), after, limit), read, RESULTS_BYTES, |result| result.body.len())?)
 }
 
 /// Forgets finished commands that are too old, and the oldest of too many bytes.

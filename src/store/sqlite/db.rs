@@ -68,6 +68,29 @@ impl Db {
     ) -> rusqlite::Result<C> {
         self.connection.prepare_cached(sql)?.query_map(values, read)?.collect()
     }
+
+    /// Returns the first rows of a query, up to the one with which they hold `bytes_max`.
+    ///
+    /// Read one by one: all of them together must not be in memory at once (I9).
+    pub fn query_page<T>(
+        &self,
+        sql: &str,
+        values: impl Params,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+        bytes_max: usize,
+        bytes_of: impl Fn(&T) -> usize,
+    ) -> rusqlite::Result<Vec<T>> {
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let mut rows = statement.query_map(values, read)?;
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        while bytes < bytes_max
+            && let Some(row) = rows.next().transpose()?
+        {
+            bytes += bytes_of(&row);
+            page.push(row);
+        }
+        Ok(page)
+    }
 }
 
 /// The part of a server's row that is at hand without asking the disk.

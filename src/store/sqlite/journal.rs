@@ -15,7 +15,7 @@ use crate::model::{
     ChangeSet, Committed, Epoch, EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, ServerState, SinkName,
     Snapshot, SnapshotTorrent, Timestamp,
 };
-use crate::port::{Journal, JournalPosition, JournalUsage, Loaded, StoreError};
+use crate::port::{ENTRIES_BYTES, Journal, JournalPosition, JournalUsage, Loaded, StoreError};
 
 /// Revisions are reserved on disk in blocks of this many.
 const REV_BLOCK: u64 = 10_000;
@@ -243,7 +243,9 @@ fn read_after(db: &Db, server: &ServerName, after: Seq, limit: u16) -> Result<Ve
     let Some(Numbers { id, .. }) = db.servers.get(server) else { return Ok(Vec::new()) };
     let sql = "SELECT seq, kind, hash, rev, time, body FROM journal WHERE server = ?1 AND seq > ?2 \
                ORDER BY seq LIMIT ?3";
-    db.query(sql, (id, to_sql(after.0), limit), |row| entry_from_row(row, server, db.epoch)).map_err(damaged)
+    let read = |row: &Row<'_>| entry_from_row(row, server, db.epoch);
+    let page = db.query_page(sql, (id, to_sql(after.0), limit), read, ENTRIES_BYTES, |entry| entry.body.len());
+    page.map_err(damaged)
 }
 
 fn position(db: &Db, server: &ServerName, seq: Seq) -> Result<Option<JournalPosition>, Failure> {
@@ -263,7 +265,8 @@ fn read_all_after(
         let server = server_from_sql(row.get_ref(7)?.as_str()?)?;
         Ok((JournalPosition(row.get(6)?), entry_from_row(row, &server, db.epoch)?))
     };
-    db.query(sql, (after.map_or(0, |position| position.0), limit), read).map_err(damaged)
+    let after = after.map_or(0, |position| position.0);
+    db.query_page(sql, (after, limit), read, ENTRIES_BYTES, |(_, entry)| entry.body.len()).map_err(damaged)
 }
 
 fn entry_from_row(row: &Row<'_>, server: &ServerName, epoch: Epoch) -> rusqlite::Result<JournalEntry> {
