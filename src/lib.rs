@@ -74,6 +74,7 @@
 //! | [`commands`] | admission, queue, execution, pending effects, results; file operations |
 //! | [`live_state`] | the latest committed state of every server, in memory |
 //! | [`clients`], [`sinks`], [`store`], `http` | adapters; they know the seams and never each other |
+//! | [`connect`] | outgoing TCP connections: every address of a name, staggered |
 //! | [`tls`] | which certificate authorities a connection trusts; HTTP clients |
 //! | `config` | file, environment and flags, parsed and checked |
 //! | `telemetry`, [`supervise`], [`log_throttle`] | logs and metrics, tasks, repeated log messages |
@@ -122,6 +123,7 @@ pub mod clients;
 pub mod commands;
 #[cfg(feature = "bridge")]
 pub mod config;
+pub mod connect;
 #[cfg(feature = "cli")]
 pub mod demo;
 pub mod diff;

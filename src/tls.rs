@@ -1,12 +1,18 @@
 //! TLS of connections to brokers, clients and endpoints: which authorities to trust, and the client certificate.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use reqwest::ClientBuilder;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use secrecy::{ExposeSecret, SecretSlice};
+
+use crate::connect::CONNECT_TIMEOUT;
 
 /// A client certificate with its key, both PEM.
 #[derive(Clone, Debug)]
@@ -42,6 +48,9 @@ pub enum TlsError {
     /// The crypto provider has no protocol version in common with rustls, which is a bug.
     #[error("TLS cannot be set up")]
     Setup(#[source] rustls::Error),
+    /// The authorities cannot be used to verify names, which is a bug.
+    #[error("TLS cannot be set up")]
+    Verifier(#[source] rustls::client::VerifierBuilderError),
     /// The HTTP client refuses the settings, which is a bug.
     #[error("HTTP cannot be set up")]
     Http(#[source] reqwest::Error),
@@ -52,9 +61,69 @@ pub enum TlsError {
 /// # Errors
 /// A file is not what it should be, or the machine trusts no authority.
 pub fn client_config(ca_pem: Option<&[u8]>, client_cert: Option<&ClientCert>) -> Result<Arc<ClientConfig>, TlsError> {
-    match ca_pem {
-        Some(pem) => trusting(own_roots(pem)?, client_cert),
-        None => trusting(native_roots()?, client_cert),
+    trusting(ca_pem.map_or_else(native_roots, own_roots)?, client_cert)
+}
+
+/// Returns the same configuration for connections to addresses in place of names: a certificate has to be for the name.
+///
+/// # Errors
+/// As for [`client_config`].
+pub fn client_config_for_addresses(
+    ca_pem: Option<&[u8]>,
+    client_cert: Option<&ClientCert>,
+    names: HashMap<IpAddr, ServerName<'static>>,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let roots = ca_pem.map_or_else(native_roots, own_roots)?;
+    let mut config = Arc::unwrap_or_clone(trusting(roots.clone(), client_cert)?);
+    let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), config.crypto_provider().clone());
+    let by_name = builder.build().map_err(TlsError::Verifier)?;
+    config.dangerous().set_certificate_verifier(Arc::new(NamedAddresses { by_name, names }));
+    Ok(Arc::new(config))
+}
+
+/// Verifies certificates as usual, but that of an address as one for the name that led there.
+#[derive(Debug)]
+struct NamedAddresses {
+    by_name: Arc<WebPkiServerVerifier>,
+    names: HashMap<IpAddr, ServerName<'static>>,
+}
+
+impl ServerCertVerifier for NamedAddresses {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let name = match server_name {
+            ServerName::IpAddress(address) => self.names.get(&IpAddr::from(*address)).unwrap_or(server_name),
+            _ => server_name,
+        };
+        self.by_name.verify_server_cert(end_entity, intermediates, name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.by_name.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.by_name.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.by_name.supported_verify_schemes()
     }
 }
 
@@ -76,6 +145,8 @@ pub fn http_client(
     // HTTP/2 has nothing to offer where there is one exchange at a time. An environment variable must not send
     // commands for a local program through a proxy.
     let client = client.http1_only().no_proxy();
+    // Shared out among the addresses of a name, which are tried one after the other, the families beside each other.
+    let client = client.connect_timeout(CONNECT_TIMEOUT);
     // A redirect would send the credentials, or the body and its signature, to another address than the one in the
     // config. Retries are the engine's: nothing is to be done twice because a connection broke.
     let client = client.redirect(reqwest::redirect::Policy::none()).retry(reqwest::retry::never());

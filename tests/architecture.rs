@@ -15,17 +15,18 @@ mod files;
 const USES: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("port", &["model"]),
-    ("tls", &[]),
+    ("connect", &[]),
+    ("tls", &["connect"]),
     ("live_state", &["model", "port"]),
     ("log_throttle", &["port"]),
     // the engine
     ("diff", &["model"]),
     ("outbox", &["model", "port", "live_state", "log_throttle"]),
-    ("commands", &["model", "port", "live_state", "log_throttle", "outbox"]),
+    ("commands", &["connect", "model", "port", "live_state", "log_throttle", "outbox"]),
     ("watch", &["model", "port", "live_state", "log_throttle", "diff", "commands"]),
     // adapters, which do not use each other
-    ("clients", &["model", "port", "tls"]),
-    ("sinks", &["model", "port", "tls"]),
+    ("clients", &["connect", "model", "port", "tls"]),
+    ("sinks", &["connect", "model", "port", "tls"]),
     ("store", &["model", "port"]),
     ("http", &["model", "port", "log_throttle"]),
     ("config", &["model", "clients", "sinks", "tls"]),

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use futures_util::FutureExt as _;
@@ -31,9 +30,6 @@ use crate::sinks::broker::BrokerSink;
 use crate::sinks::webhook::Endpoint;
 use crate::store::{DeadLetter, SqliteStore};
 use crate::tls;
-
-/// Maximum time to connect to the running bridge, which is on this machine.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A broker or a webhook, by its name in the config.
 #[derive(Clone, Debug, derive_more::Display, PartialEq, Eq, PartialOrd, Ord)]
@@ -352,7 +348,7 @@ async fn ask_bridge(http: &Http, dead_letters: &[SinkDeadLetter]) -> anyhow::Res
     let (Some(address), Some(token)) = (http.address(), &http.token) else {
         bail!("the bridge is running: stop it first, or set http.token so that it can be asked over HTTP");
     };
-    let client = tls::http_client(false, None, |client| client.connect_timeout(CONNECT_TIMEOUT))?;
+    let client = tls::http_client(false, None, |client| client)?;
     let url = format!("http://{address}/api/v1/dead-letters/{webhook}/replay");
     let ids: Vec<&str> = dead_letters.iter().map(|one| one.dead_letter.id.as_str()).collect();
     let asked = client.post(url).bearer_auth(token.expose_secret()).json(&json!({"ids": ids})).send().await;

@@ -19,6 +19,7 @@ use url::{Host, Url};
 
 use super::errors::bad_request;
 use super::fetch_errors::{NotPermitted, NotResolved, Unreachable, reason_of};
+use crate::connect::CONNECT_TIMEOUT;
 use crate::model::{CommandError, ErrorCode, TorrentSource, UrlRules, printable};
 use crate::port::BODY_BYTES_MAX;
 
@@ -66,6 +67,7 @@ impl Fetcher {
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .pool_max_idle_per_host(0)
+            .connect_timeout(CONNECT_TIMEOUT)
             .dns_resolver(Arc::new(GuardedResolver(Arc::clone(&self.rules))))
             .user_agent(concat!("dtorrent/", env!("CARGO_PKG_VERSION")))
             .build()?;

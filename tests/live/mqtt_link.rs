@@ -35,9 +35,9 @@ const HASH: &str = "3f786850e387550fdab836ed7e6dc881de23001b";
 // --- a broker ------------------------------------------------------------------------------------
 
 /// A mosquitto of one test.
-struct Broker {
+pub struct Broker {
     mosquitto: Mosquitto,
-    port: u16,
+    pub port: u16,
     _folder: TempDir,
 }
 
@@ -52,7 +52,7 @@ impl Broker {
         Some(Self { port: mosquitto.port, mosquitto, _folder: folder })
     }
 
-    async fn open() -> Option<Self> {
+    pub async fn open() -> Option<Self> {
         Self::start(Options::default()).await
     }
 
@@ -79,7 +79,7 @@ fn listens(port: u16) -> bool {
     TcpStream::connect(("127.0.0.1", port)).is_ok()
 }
 
-fn settings(url: &str) -> Settings {
+pub fn settings(url: &str) -> Settings {
     Settings {
         name: SinkName::parse("bus").unwrap(),
         instance: "main".into(),
@@ -106,7 +106,7 @@ fn hash() -> InfoHash {
     HASH.parse().unwrap()
 }
 
-fn event(seq: u64) -> Delivery {
+pub fn event(seq: u64) -> Delivery {
     let id = EventId::Journal { server: home(), epoch: Epoch(0x7f3a_9c21), seq: Seq(seq) };
     Delivery::Event(JournalEntry::stored(
         id,
@@ -118,18 +118,18 @@ fn event(seq: u64) -> Delivery {
     ))
 }
 
-fn state(body: impl Into<Bytes>) -> Delivery {
+pub fn state(body: impl Into<Bytes>) -> Delivery {
     Delivery::State { server: home(), hash: hash(), body: body.into(), retain: true }
 }
 
 /// A link with its drive in a task, so that a test can await what it sends.
-struct OpenLink {
+pub struct OpenLink {
     link: Box<dyn Link>,
     drive: tokio::task::JoinHandle<DeliverError>,
 }
 
 impl OpenLink {
-    async fn connect(sink: &MqttSink) -> Self {
+    pub async fn connect(sink: &MqttSink) -> Self {
         Self::of(timeout(SOON, sink.connect()).await.expect("an answer in time").expect("a connection"))
     }
 
@@ -138,11 +138,11 @@ impl OpenLink {
         Self { link, drive: tokio::spawn(drive) }
     }
 
-    async fn send(&mut self, delivery: Delivery) -> Result<(), DeliverError> {
+    pub async fn send(&mut self, delivery: Delivery) -> Result<(), DeliverError> {
         timeout(SOON, self.link.send(delivery)).await.expect("a verdict in time")
     }
 
-    async fn close(self) {
+    pub async fn close(self) {
         timeout(SOON, self.link.close()).await.expect("a disconnect in time").expect("a disconnect");
         timeout(SOON, self.drive).await.expect("the drive ends").unwrap();
     }
@@ -158,14 +158,14 @@ impl OpenLink {
 // --- subscriber ----------------------------------------------------------------------------------
 
 /// Another client of the broker, on MQTT 5.
-struct Subscriber {
+pub struct Subscriber {
     client: AsyncClient,
     seen: mpsc::Receiver<Publish>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Subscriber {
-    async fn new(port: u16, filters: &[&str]) -> Self {
+    pub async fn new(port: u16, filters: &[&str]) -> Self {
         Self::at(QoS::AtLeastOnce, port, filters).await
     }
 
@@ -216,7 +216,7 @@ impl Subscriber {
         Self { client, seen, task }
     }
 
-    async fn next(&mut self) -> Publish {
+    pub async fn next(&mut self) -> Publish {
         timeout(SOON, self.seen.recv()).await.expect("a message in time").expect("a connection")
     }
 
@@ -243,7 +243,7 @@ impl Subscriber {
         }
     }
 
-    async fn publish(&self, topic: &str, body: impl Into<Bytes>, retain: bool, properties: PublishProperties) {
+    pub async fn publish(&self, topic: &str, body: impl Into<Bytes>, retain: bool, properties: PublishProperties) {
         self.client.publish_with_properties(topic, QoS::AtLeastOnce, retain, body, properties).await.unwrap();
     }
 }
@@ -811,7 +811,7 @@ async fn messages_are_the_same_over_websockets_with_and_without_tls() {
 
 // --- commands ------------------------------------------------------------------------------------
 
-async fn next(commands: &mut MqttCommands) -> Incoming {
+pub async fn next(commands: &mut MqttCommands) -> Incoming {
     match timeout(SOON, commands.next()).await.expect("a command in time") {
         Ok(incoming) => incoming,
         Err(error) => panic!("{error}"),

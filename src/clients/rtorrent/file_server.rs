@@ -9,11 +9,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::{Duration, timeout};
 
 use super::settings::Endpoint;
+use crate::connect::connect;
 use crate::port::ClientError;
 
 /// Maximum time for one request and its answer.
@@ -104,11 +105,6 @@ async fn own_address(endpoint: &Endpoint) -> std::io::Result<IpAddr> {
             (host, url.port_or_known_default().unwrap_or(80))
         }
     };
-    let mut found = tokio::net::lookup_host((host, port)).await?;
-    let there = found.next().ok_or(std::io::ErrorKind::NotFound)?;
-    // Connecting a UDP socket sends nothing; it only consults the routing table.
-    let any: SocketAddr = if there.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
-    let socket = UdpSocket::bind(any).await?;
-    socket.connect(there).await?;
-    Ok(socket.local_addr()?.ip())
+    // Of a name with several addresses, only a connection says which of them is reached, and from where.
+    Ok(connect(&host, port).await?.local_addr()?.ip())
 }

@@ -13,10 +13,11 @@ use reqwest::StatusCode;
 use reqwest::header::{self, HeaderValue};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 use super::settings::{Endpoint, Settings};
+use crate::connect::{CONNECT_TIMEOUT, connect};
 use crate::model::{error_chain, printable};
 use crate::port::ClientError;
 use crate::tls::{self, TlsError};
@@ -26,9 +27,6 @@ pub(super) const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// Maximum size of a reply header, which has about 80 bytes.
 const REPLY_HEADER_BYTES_MAX: usize = 4096;
-
-/// Maximum time to connect. A busy machine answers sooner; one that takes longer drops packets.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// The encoding of requests and answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +67,7 @@ impl Transport {
             Endpoint::Scgi { host, port } => Route::Tcp { host: host.clone(), port: *port },
             Endpoint::Http(url) => {
                 let client = tls::http_client(url.scheme() == "https", ca_pem.as_deref(), |client| {
-                    client.connect_timeout(CONNECT_LIMIT).pool_max_idle_per_host(1)
+                    client.pool_max_idle_per_host(1)
                 })?;
                 let has_login = username.is_some() || password.is_some();
                 let login =
@@ -95,7 +93,7 @@ impl Transport {
                     self.scgi(&mut stream, format, body).await
                 }
                 Route::Tcp { host, port } => {
-                    let mut stream = self.connect(limit, TcpStream::connect((host.as_str(), *port))).await?;
+                    let mut stream = self.connect(limit, connect(host, *port)).await?;
                     self.scgi(&mut stream, format, body).await
                 }
                 Route::Http { client, url, login } => {
@@ -118,7 +116,7 @@ impl Transport {
         limit: Duration,
         connecting: impl Future<Output = io::Result<S>>,
     ) -> Result<S, ClientError> {
-        let connected = tokio::time::timeout(limit.min(CONNECT_LIMIT), connecting).await;
+        let connected = tokio::time::timeout(limit.min(CONNECT_TIMEOUT), connecting).await;
         let error = match connected {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => error,

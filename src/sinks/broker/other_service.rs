@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::url::Endpoint;
+use crate::connect::connect;
 
 /// Maximum time for the connection, and for the answer to the request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -41,8 +42,8 @@ pub enum OtherService {
 impl OtherService {
     /// Connects and looks; `None` if nothing can be said.
     pub async fn at(endpoint: &Endpoint) -> Option<Self> {
-        let connect = TcpStream::connect((endpoint.host.as_str(), endpoint.port));
-        let mut stream = timeout(ANSWER_TIMEOUT, connect).await.ok()?.ok()?;
+        let connecting = connect(&endpoint.host, endpoint.port);
+        let mut stream = timeout(ANSWER_TIMEOUT, connecting).await.ok()?.ok()?;
         match first_bytes(&mut stream, GREETING_TIMEOUT).await {
             Some(greeting) => return Self::of(&greeting),
             // One that closes at once may do so before this is written.

@@ -1,27 +1,30 @@
 //! A broker, as far as its connections have it in common: settings, topics, what is known of it, and attempts to connect.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustls::ClientConfig;
-use tracing::info;
+use tokio::time::Instant;
+use tracing::warn;
 
 use crate::model::Retain;
 use crate::sinks::broker::claims::Claims;
 use crate::sinks::broker::other_service::OtherService;
 use crate::tls::{self, TlsError};
 
+use super::demands::{Demands, Descent, Ladder, Protocol, Role, WillDemands};
+use super::message::Message;
 use super::namesake::NamesakeSuspicion;
 use super::publisher::REQUESTS_MAX;
 use super::settings::{Settings, Transport, Version};
-use super::topics::Topics;
-use super::wire::{self, CLOSED, Client, ConnectOptions, ConnectionError, ErrorKind, EventLoop, Protocol};
+use super::topics::{Qos, Route, Topics};
+use super::wire::{self, CLOSED, Client, ConnectOptions, ConnectionError, ErrorKind, EventLoop};
 use crate::sinks::home_assistant::Presence;
 use crate::sinks::home_assistant::names::Names;
 
-/// Maximum time for one attempt, until `online` is published or the subscriptions are answered.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum time for one try, until `online` is published or the subscriptions are answered.
+const TRY_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(super) struct Broker {
     /// The broker's settings.
@@ -29,8 +32,9 @@ pub(super) struct Broker {
     /// Topics below the prefix of the settings.
     pub topics: Topics,
     tls: Option<Arc<ClientConfig>>,
-    /// The broker said that it does not speak MQTT 5.
-    refuses_5: AtomicBool,
+    /// What is known of the demands that the broker meets.
+    ladder: Mutex<Ladder>,
+    began: Instant,
     /// The servers of other instances there.
     pub claims: Claims,
     /// Whether another bridge uses our `instance` there.
@@ -52,12 +56,15 @@ impl Broker {
         };
         let topics = Topics::new(settings.prefix.clone(), &*settings.instance, settings.retain != Retain::None);
         let claims = Claims::new(settings.name.clone(), &*settings.instance, &settings.servers);
+        let wanted = if settings.version == Version::V311 { Protocol::V311 } else { Protocol::V5 };
+        let ladder = Ladder::new(Demands::all(wanted), settings.version == Version::Auto);
         Ok(Self {
             settings,
             claims,
             topics,
             tls,
-            refuses_5: AtomicBool::default(),
+            ladder: Mutex::new(ladder),
+            began: Instant::now(),
             namesake: NamesakeSuspicion::default(),
             presence: Arc::default(),
             unanswered_name_requests: AtomicU32::default(),
@@ -79,43 +86,67 @@ impl Broker {
 
     /// Opens a connection without a last will, and under a random client id: with the bridge's own the broker would
     /// disconnect a bridge that runs (MQTT 5 §3.1.4).
-    pub fn open_probe(&self, protocol: Protocol) -> (Client, EventLoop) {
-        let client_id = format!("dtorrent-{}-probe-{:08x}", self.settings.instance, rand::random::<u32>());
-        self.open(&ConnectOptions::new(protocol, client_id, REQUESTS_MAX))
+    pub fn open_probe(&self, demands: &Demands) -> (Client, EventLoop) {
+        self.open(&self.probe_options(demands))
     }
 
-    /// Makes one attempt, with `auto` in the newest version that the broker speaks.
-    pub async fn attempt<T, F>(&self, connect: impl Fn(Protocol) -> F) -> Result<T, ConnectionError>
+    /// Returns the options of such a connection.
+    pub fn probe_options(&self, demands: &Demands) -> ConnectOptions {
+        let client_id = format!("dtorrent-{}-probe-{:08x}", self.settings.instance, rand::random::<u32>());
+        ConnectOptions::new(demands, client_id, REQUESTS_MAX)
+    }
+
+    /// Returns the last will with these demands.
+    pub fn will(&self, demands: &Demands) -> Option<Route> {
+        let WillDemands { acknowledges, retains } = demands.will?;
+        let qos = if acknowledges { Qos::AtLeastOnce } else { Qos::AtMostOnce };
+        Some(Route { qos, is_retained: retains, ..Message::bridge_status(&self.topics, false).route })
+    }
+
+    /// Makes one attempt, with fewer demands where the broker does not meet them.
+    pub async fn attempt<T, F>(&self, role: Role, connect: impl Fn(Demands) -> F) -> Result<T, ConnectionError>
     where
         F: Future<Output = Result<T, ConnectionError>>,
     {
-        let attempt = async {
-            let is_auto = self.settings.version == Version::Auto;
-            let only_311 = self.settings.version == Version::V311 || is_auto && self.refuses_5.load(Ordering::Relaxed);
-            if only_311 {
-                return within_timeout(connect(Protocol::V311)).await;
-            }
-            // A broker that does not know MQTT 5 says so, or only closes the connection, although MQTT 3.1.1 §3.1.2.2 asks for an
-            // answer.
-            let refusal = match within_timeout(connect(Protocol::V5)).await {
-                Err(error) if is_auto && matches!(error.kind, ErrorKind::VersionRefused | ErrorKind::Closed) => error,
-                result => return result,
+        let mut descent = self.ladder().begin(role, self.began.elapsed());
+        let mut told: Option<ConnectionError> = None;
+        let error = loop {
+            let error = match within_timeout(connect(descent.demands())).await {
+                Ok(connected) => {
+                    self.note_worked(&descent, told.as_ref());
+                    return Ok(connected);
+                }
+                Err(error) => error,
             };
-            let connected = within_timeout(connect(Protocol::V311)).await?;
-            // Only an explicit refusal is remembered: a broker that closed the connection may merely have been about to stop,
-            // so it is asked for MQTT 5 again the next time.
-            let was_known = refusal.kind == ErrorKind::VersionRefused && self.refuses_5.swap(true, Ordering::Relaxed);
-            if !was_known {
-                info!(sink = %self.settings.name, reason = refusal.reason, "no MQTT 5 with this broker: using 3.1.1");
+            let goes_on = descent.failed(error.failure());
+            // The first close says as much as those after it, and belongs to the demands of the config.
+            match &told {
+                Some(first) if first.is_close() && error.is_close() => {}
+                _ => told = Some(error),
             }
-            Ok(connected)
-        };
-        let error = match attempt.await {
-            Ok(connected) => return Ok(connected),
-            Err(error) => error,
+            if !goes_on && let Some(error) = told {
+                break error;
+            }
         };
         let reason = self.other_service(error.kind).await.unwrap_or(error.reason);
         Err(ConnectionError { reason: format!("{}: {reason}", self.settings.url), ..error })
+    }
+
+    fn note_worked(&self, descent: &Descent, told: Option<&ConnectionError>) {
+        let reason = told.map(|error| error.reason.as_str());
+        for missing in self.ladder().worked(descent, self.began.elapsed()) {
+            warn!(sink = %self.settings.name, reason, "the broker {missing}");
+        }
+    }
+
+    /// Returns what the broker does not meet, for people.
+    pub fn notes(&self) -> Vec<String> {
+        let missing = self.ladder().missing();
+        missing.into_iter().map(|missing| format!("the broker {missing}")).chain(self.claims.notes()).collect()
+    }
+
+    fn ladder(&self) -> MutexGuard<'_, Ladder> {
+        self.ladder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns what answers at the port in place of a broker, after an attempt that ended in this way, and what to correct.
@@ -147,6 +178,6 @@ impl Broker {
 }
 
 async fn within_timeout<T>(attempt: impl Future<Output = Result<T, ConnectionError>>) -> Result<T, ConnectionError> {
-    let timed_out = |_| ConnectionError::new(ErrorKind::Silent, format!("no connection within {CONNECT_TIMEOUT:?}"));
-    tokio::time::timeout(CONNECT_TIMEOUT, attempt).await.map_err(timed_out)?
+    let timed_out = |_| ConnectionError::other(format!("the broker does not answer within {TRY_TIMEOUT:?}"));
+    tokio::time::timeout(TRY_TIMEOUT, attempt).await.map_err(timed_out)?
 }

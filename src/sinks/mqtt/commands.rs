@@ -19,11 +19,10 @@ use crate::port::{CommandSource, DeliverError, Incoming};
 use crate::sinks::broker::on_demand::OnDemand;
 
 use super::broker::Broker;
+use super::demands::{Demands, Protocol, Role};
 use super::settings::Settings;
 use super::topics::Qos;
-use super::wire::{
-    self, AckToken, Client, ConnectOptions, ConnectionError, ErrorKind, Event, EventLoop, Protocol, Received,
-};
+use super::wire::{self, AckToken, Client, ConnectOptions, ConnectionError, ErrorKind, Event, EventLoop, Received};
 use crate::sinks::home_assistant::commands as home_assistant_commands;
 
 /// How long a broker holds commands for a bridge that is disconnected. Each has a time to live of its own.
@@ -36,7 +35,7 @@ const CATCH_UP_PAUSE: Duration = Duration::from_millis(300);
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum time for acknowledgements and DISCONNECT before the connection is dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Capacity of rumqttc's request channel, for acknowledgements and subscriptions.
+/// Capacity of the connection's request channel, for acknowledgements and subscriptions.
 const REQUESTS_MAX: usize = 1_000;
 
 /// A broker as a source of commands.
@@ -100,7 +99,8 @@ impl MqttCommands {
                 if broker.namesake.is_online.load(Ordering::Relaxed) {
                     return Err(ConnectionError::other("another bridge of this instance is online there"));
                 }
-                broker.attempt(|protocol| Session::open(&broker, protocol, has_subscribed, packet_bytes_max)).await
+                let open = |demands| Session::open(&broker, demands, has_subscribed, packet_bytes_max);
+                broker.attempt(Role::Commands, open).await
             }
             .boxed()
         };
@@ -172,16 +172,18 @@ impl Session {
     /// Connects and ensures the subscriptions. Messages that arrive meanwhile are held in order.
     async fn open(
         broker: &Broker,
-        protocol: Protocol,
+        demands: Demands,
         has_subscribed: bool,
         packet_bytes_max: u32,
     ) -> Result<Self, ConnectionError> {
+        let protocol = demands.protocol;
         let Settings { name: sink, instance, .. } = &broker.settings;
         let (client, mut events) = broker.open(&ConnectOptions {
-            session: Some(SESSION_EXPIRY),
+            session: demands.keeps_session.then_some(SESSION_EXPIRY),
+            has_manual_acks: true,
             packet_bytes_max,
             receive_max: Some(RECEIVE_MAX),
-            ..ConnectOptions::new(protocol, format!("dtorrent-{instance}-{sink}-commands"), REQUESTS_MAX)
+            ..ConnectOptions::new(&demands, format!("dtorrent-{instance}-{sink}-commands"), REQUESTS_MAX)
         });
         let connack = events.connected().await?;
         let mut early = VecDeque::new();
@@ -242,8 +244,8 @@ async fn subscribe(
     if home_assistant.is_some() {
         filters.extend(broker.topics.home_assistant_filters(servers));
     }
-    // QoS 1, not 2: rumqttc ends each connection over a PUBREL that was left from the one before.
-    client.subscribe(filters.iter().cloned(), Qos::AtLeastOnce)?;
+    // QoS 1, not 2: a command has an id, by which one that comes again is known.
+    client.subscribe(filters.into_iter(), Qos::AtLeastOnce)?;
     let answers = loop {
         match events.next().await.map_err(ConnectionError::once_connected)? {
             Event::Subscribed(answers) => break answers,
@@ -252,21 +254,18 @@ async fn subscribe(
             _ => {}
         }
     };
-    check_subscriptions(name, &filters, answers)
+    check_subscriptions(name, answers)
 }
 
 /// Warns of refused filters.
 ///
 /// # Errors
 /// All of them are refused, so no command can arrive.
-fn check_subscriptions(
-    sink: &SinkName,
-    filters: &[String],
-    answers: Vec<Option<String>>,
-) -> Result<(), ConnectionError> {
-    let refused: Vec<_> = filters.iter().zip(answers).filter_map(|(filter, answer)| Some((filter, answer?))).collect();
+fn check_subscriptions(sink: &SinkName, answers: Vec<(String, Option<String>)>) -> Result<(), ConnectionError> {
+    let count = answers.len();
+    let refused: Vec<_> = answers.into_iter().filter_map(|(filter, answer)| Some((filter, answer?))).collect();
     if let [(filter, refusal), ..] = &refused[..]
-        && refused.len() == filters.len()
+        && refused.len() == count
     {
         let reason = format!("the broker does not let us subscribe to commands, {filter} for one: {refusal}");
         return Err(ConnectionError::other(reason));

@@ -21,6 +21,7 @@ use crate::sinks::broker::ONLINE;
 use crate::sinks::in_flight::given_up;
 
 use super::broker::Broker;
+use super::demands::Demands;
 use super::link::MqttLink;
 use super::message::Message;
 use super::publisher::{InFlight, Publisher};
@@ -53,8 +54,6 @@ pub(super) struct Driver {
     /// The bridge does not run: nothing is published about its status, and nothing subscribed to.
     is_detached: bool,
     status_guard: StatusGuard,
-    /// The subscription to what other instances tell of themselves was not answered yet.
-    awaits_claims: bool,
     /// The subscription to status topics was answered.
     is_subscribed: bool,
     ack_check: Interval,
@@ -65,9 +64,12 @@ impl Driver {
     pub(super) async fn connect(
         broker: Arc<Broker>,
         (client, mut events): (Client, EventLoop),
+        demands: Demands,
         is_detached: bool,
     ) -> Result<Self, ConnectionError> {
-        let connack = events.connected().await?;
+        let mut connack = events.connected().await?;
+        connack.can_retain &= demands.retains;
+        connack.can_acknowledge &= demands.acknowledges;
         let mut driver = Self::new(broker, client, events, connack, is_detached);
         if !is_detached {
             driver.warn_of_missing_abilities();
@@ -93,7 +95,6 @@ impl Driver {
             birth_topic: broker.home_assistant_names().map(|names| names.birth()),
             is_detached,
             status_guard: StatusGuard::default(),
-            awaits_claims: false,
             is_subscribed: false,
             ack_check: interval(ACK_CHECK_INTERVAL),
             broker,
@@ -133,7 +134,6 @@ impl Driver {
             unanswered.fetch_add(1, Ordering::Relaxed);
             let filter = self.broker.topics.info_filter();
             self.publisher.client.subscribe(std::iter::once(filter), Qos::AtMostOnce)?;
-            self.awaits_claims = true;
         }
         Ok(())
     }
@@ -186,20 +186,9 @@ impl Driver {
         match event {
             Event::Written(id) => return self.on_written(id),
             Event::Acknowledged(id, puback) => return self.on_acknowledged(id, puback),
-            Event::Subscribed(_) if self.awaits_claims => {
-                self.awaits_claims = false;
-                self.broker.unanswered_claim_requests.store(0, Ordering::Relaxed);
-            }
-            Event::Subscribed(_) if self.is_subscribed => {
-                self.broker.unanswered_name_requests.store(0, Ordering::Relaxed);
-            }
             Event::Subscribed(answers) => {
-                self.is_subscribed = true;
-                for (topic, refusal) in self.status_topics().zip(answers) {
-                    if let Some(refusal) = refusal {
-                        let sink = &self.broker.settings.name;
-                        warn!(%sink, topic, refusal, "subscription to a status topic refused");
-                    }
+                for (filter, refusal) in answers {
+                    self.on_subscribed(&filter, refusal);
                 }
             }
             Event::Received(received) => self.on_received(&received),
@@ -207,9 +196,22 @@ impl Driver {
                 self.publisher.state().disconnected();
                 return Err(ConnectionError::other("closed"));
             }
-            Event::Connected(_) | Event::Other => {}
         }
         Ok(())
+    }
+
+    fn on_subscribed(&mut self, filter: &str, refusal: Option<String>) {
+        let broker = &self.broker;
+        if filter == BROKER_NAME_TOPIC {
+            return broker.unanswered_name_requests.store(0, Ordering::Relaxed);
+        }
+        if filter == broker.topics.info_filter() {
+            return broker.unanswered_claim_requests.store(0, Ordering::Relaxed);
+        }
+        self.is_subscribed = true;
+        if let Some(refusal) = refusal {
+            warn!(sink = %broker.settings.name, topic = filter, refusal, "subscription to a status topic refused");
+        }
     }
 
     fn on_received(&mut self, Received { topic, body, is_retained, .. }: &Received) {
@@ -320,9 +322,10 @@ impl Drop for Driver {
 mod tests {
     use bytes::Bytes;
 
+    use super::super::demands::Protocol;
     use super::super::settings::{BrokerUrl, Prefix, Settings, Version};
     use super::super::topics::Route;
-    use super::super::wire::{PACKET_BYTES_MAX, Protocol};
+    use super::super::wire::PACKET_BYTES_MAX;
     use super::*;
     use crate::model::{Retain, SinkName};
     use crate::port::Link as _;
@@ -344,7 +347,7 @@ mod tests {
             home_assistant: None,
         };
         let broker = Arc::new(Broker::new(settings).unwrap());
-        let (client, events) = broker.open_probe(Protocol::V5);
+        let (client, events) = broker.open_probe(&Demands::all(Protocol::V5));
         let connack = ConnAck {
             is_session_present: false,
             receive_max: u16::MAX,
@@ -352,6 +355,7 @@ mod tests {
             can_retain: true,
             can_acknowledge: true,
             can_defer,
+            keep_alive: None,
         };
         let mut driver = Driver::new(broker, client, events, connack, false);
         driver.is_subscribed = true;

@@ -4,11 +4,12 @@
 //! will. The second takes commands ([`MqttCommands`]); the broker holds its session, so that a command that comes while
 //! the bridge is disconnected arrives later.
 //!
-//! rumqttc is used for one connection at a time. Its own reconnecting drops what was in flight, so after the first error
-//! client and event loop are dropped, and the dispatcher sends everything unacknowledged again.
+//! A connection does not reconnect: after the first error client and event loop are dropped, and the dispatcher sends
+//! everything unacknowledged again on the next one.
 
 mod broker;
 mod commands;
+mod demands;
 mod driver;
 mod link;
 mod message;
@@ -42,13 +43,12 @@ pub use settings::{BrokerUrl, Prefix, Settings, Version};
 use crate::sinks::home_assistant::HomeAssistantProjection;
 use crate::sinks::home_assistant::names::{Device, Names};
 use broker::Broker;
+use demands::{Demands, Role};
 use driver::{Driver, OPTIONAL_REQUESTS_MAX};
-use message::Message;
 use namesake::NAMESAKE_RETRY;
 use publisher::REQUESTS_MAX;
 use retained::STATUS_BYTES_MAX;
-use topics::Qos;
-use wire::{ConnectOptions, ConnectionError, ErrorKind, Protocol};
+use wire::{ConnectOptions, ConnectionError};
 
 /// A broker as a receiver of events.
 pub struct MqttSink {
@@ -84,11 +84,11 @@ impl MqttSink {
         filters: Vec<String>,
         body_bytes_max: usize,
     ) -> Result<Vec<(String, Bytes)>, DeliverError> {
-        let read = |protocol| {
-            let (client, events) = self.broker.open_probe(protocol);
+        let read = |demands| {
+            let (client, events) = self.broker.open_probe(&demands);
             retained::read(client, events, filters.clone(), body_bytes_max)
         };
-        Ok(self.broker.attempt(read).await?)
+        Ok(self.broker.attempt(Role::Scan, read).await?)
     }
 
     /// Reads which servers other instances publish, unless the broker hung up over that several times in a row.
@@ -130,25 +130,22 @@ impl MqttSink {
         Err(DeliverError::Unavailable { reason: reason.into(), retry_after: Some(NAMESAKE_RETRY), gave_reason: true })
     }
 
-    /// Connects with a last will that the broker accepts.
-    async fn handshake(&self, protocol: Protocol) -> Result<Driver, ConnectionError> {
+    /// Connects with these demands.
+    async fn handshake(&self, demands: Demands) -> Result<Driver, ConnectionError> {
         let Settings { name, instance, url, .. } = &self.broker.settings;
-        let mut options = ConnectOptions::new(protocol, format!("dtorrent-{instance}-{name}"), REQUESTS_MAX);
-        let mut will = Message::bridge_status(&self.broker.topics, false).route;
-        // The will is part of CONNECT, and only CONNACK states a broker's abilities: what it lacks it refuses one by one
-        // (MQTT 5 §3.2.2.2, reason codes 0x9A and 0x9B).
-        let driver = loop {
-            options.will = Some(will.clone());
-            match Driver::connect(Arc::clone(&self.broker), self.broker.open(&options), false).await {
-                Err(error) if error.kind == ErrorKind::QosRefused && will.qos != Qos::AtMostOnce => {
-                    will.qos = Qos::AtMostOnce;
-                }
-                Err(error) if error.kind == ErrorKind::RetainRefused && will.is_retained => will.is_retained = false,
-                result => break result?,
-            }
-        };
-        info!(sink = %name, broker = %url, ?protocol, "connected");
+        let mut options = ConnectOptions::new(&demands, format!("dtorrent-{instance}-{name}"), REQUESTS_MAX);
+        options.will = self.broker.will(&demands);
+        let driver = Driver::connect(Arc::clone(&self.broker), self.broker.open(&options), demands, false).await?;
+        info!(sink = %name, broker = %url, protocol = ?demands.protocol, "connected");
         Ok(driver)
+    }
+
+    /// Connects with a last will, and disconnects in order, so that it is not published.
+    async fn try_will(&self, demands: Demands) -> Result<(), ConnectionError> {
+        let mut options = self.broker.probe_options(&demands);
+        options.will = self.broker.will(&demands);
+        let (client, events) = self.broker.open(&options);
+        retained::read(client, events, Vec::new(), 0).await.map(drop)
     }
 }
 
@@ -166,7 +163,10 @@ impl BrokerSink for MqttSink {
 
     /// Under another client id than a running bridge.
     async fn probe(&self) -> Result<(), DeliverError> {
-        self.read_retained(Vec::new()).await?;
+        self.broker.attempt(Role::Publisher, |demands| self.try_will(demands)).await?;
+        // Commands have to be subscribed to; those that are retained there are not carried out.
+        let Broker { settings, topics, .. } = &*self.broker;
+        self.read_retained(topics.command_filters(&settings.servers)).await?;
         // A login that may not read this can do all that a bridge needs.
         self.read_claims().await.ok();
         Ok(())
@@ -193,18 +193,20 @@ impl BrokerSink for MqttSink {
         // Devices go before their states: without a state Home Assistant would show them as unavailable meanwhile.
         let (discovery, others): (Vec<_>, Vec<_>) = topics.into_iter().partition(|topic| topic.ends_with("/config"));
         let topics = [discovery, others].concat();
-        let clear = |protocol| {
-            let (client, events) = self.broker.open_probe(protocol);
+        let clear = |demands| {
+            let (client, events) = self.broker.open_probe(&demands);
             retained::clear(client, events, topics.clone())
         };
-        self.broker.attempt(clear).await?;
+        self.broker.attempt(Role::Scan, clear).await?;
         Ok(Purged { cleared: topics.len(), kept })
     }
 
     /// Without a last will, and without publishing a status.
     async fn connect_detached(&self) -> Result<Connected, DeliverError> {
-        let connect = |protocol| Driver::connect(Arc::clone(&self.broker), self.broker.open_probe(protocol), true);
-        let driver = self.broker.attempt(connect).await?;
+        let connect = |demands: Demands| {
+            Driver::connect(Arc::clone(&self.broker), self.broker.open_probe(&demands), demands, true)
+        };
+        let driver = self.broker.attempt(Role::Scan, connect).await?;
         Ok(Connected { link: Box::new(driver.link()), drive: Box::pin(driver.run()) })
     }
 }
@@ -216,7 +218,7 @@ impl Sink for MqttSink {
         if namesake.is_raised() {
             self.yield_to_namesake().await?;
         }
-        let connected = self.broker.attempt(|protocol| self.handshake(protocol)).await;
+        let connected = self.broker.attempt(Role::Publisher, |demands| self.handshake(demands)).await;
         if connected.is_err() {
             // The broker is down or refuses us, which another bridge cannot be the reason of.
             namesake.clear();
@@ -255,7 +257,7 @@ impl Sink for MqttSink {
     }
 
     fn notes(&self) -> Vec<String> {
-        self.broker.claims.notes()
+        self.broker.notes()
     }
 
     fn projection(&self) -> Option<Box<dyn Projection>> {

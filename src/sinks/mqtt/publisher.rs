@@ -1,6 +1,6 @@
-//! The sending half of a connection: messages on their way to rumqttc, and who waits for them.
+//! The sending half of a connection: messages on their way to the event loop, and who waits for them.
 //!
-//! rumqttc reports packet ids in the order in which it was handed messages, so a second queue, in step with its channel, says
+//! The event loop reports packet ids in the order in which it was handed messages, so a second queue, in step with its channel, says
 //! which message each id belongs to (I5). The lock is held for a few instructions and never across an await.
 
 use std::collections::VecDeque;
@@ -18,7 +18,7 @@ use super::wire::{Client, ConnAck};
 
 /// Maximum number of deliveries in flight, where the broker's Receive Maximum is not smaller.
 pub(super) const WINDOW_MAX: u16 = 100;
-/// Capacity of rumqttc's request channel: two messages for each delivery, and some for the bridge's own status.
+/// Capacity of the request channel: two messages for each delivery, and some for the bridge's own status.
 pub(super) const REQUESTS_MAX: usize = 2 * WINDOW_MAX as usize + 16;
 
 /// The sending half, shared by link and driver.
@@ -79,7 +79,7 @@ impl Publisher {
             message.route.qos = Qos::AtMostOnce;
         }
         let (resolver, acknowledgement) = in_flight();
-        // rumqttc reports packet ids only, in the order in which it got the messages: one lock for its channel and our queue,
+        // The event loop reports packet ids only, in the order in which it got the messages: one lock for its channel and our queue,
         // so that no other message comes between the two.
         let mut state = self.state();
         if state.ended.is_none() && self.client.publish(message).is_err() {

@@ -50,10 +50,10 @@ async fn read_filters(
     let mut bytes = 0;
     while retained.len() < RETAINED_MAX && bytes < RETAINED_BYTES_MAX {
         let event = match answers {
-            0 | 1 => events.next().await,
+            0 | 1 => events.next().await.map_err(ConnectionError::once_connected),
             // Most brokers send retained messages before they answer a later subscription; some fetch them meanwhile.
             _ => match tokio::time::timeout(RETAINED_PAUSE, events.next()).await {
-                Ok(event) => event,
+                Ok(event) => event.map_err(ConnectionError::once_connected),
                 Err(_) => break,
             },
         };
@@ -84,7 +84,7 @@ pub(super) async fn clear(client: Client, mut events: EventLoop, topics: Vec<Str
         client.publish(message)?;
         // One at a time: slow, but never more than the broker's Receive Maximum, and a refusal is this topic's.
         loop {
-            match events.next().await? {
+            match events.next().await.map_err(ConnectionError::once_connected)? {
                 Event::Acknowledged(_, PubAck::Accepted) | Event::Written(0) => break,
                 Event::Acknowledged(_, PubAck::Refused(reason) | PubAck::Deferred(reason)) => {
                     return Err(ConnectionError::other(format!("the broker does not let us clear: {reason}")));

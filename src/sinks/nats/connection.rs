@@ -4,25 +4,30 @@
 //! established, the crate gets no login any more and so gives up, and the dispatcher sends everything unacknowledged
 //! again on the next connection.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::{Client, ClientError, ConnectErrorKind, ConnectOptions, Event, Request, ServerAddr, ServerError};
 use bytes::Bytes;
-use futures_util::future::OptionFuture;
+use futures_util::future::{OptionFuture, join_all};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::sync::mpsc;
 
 use super::message::Message;
 use super::reply::{Denied, parse_violation};
 use super::settings::{Login, ServerUrl, Settings};
 use super::subjects::BUCKET_STREAM;
+use crate::connect::better_address;
 use crate::model::error_chain;
 use crate::port::DeliverError;
 use crate::sinks::broker::other_service::OtherService;
 use crate::sinks::broker::url::Endpoint;
+use crate::tls;
 
 /// Maximum time for connecting to one server, after which the next one is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -110,7 +115,8 @@ impl Connection {
         purpose: &str,
         capacity: usize,
     ) -> Result<Self, ConnectionError> {
-        let servers: Vec<ServerAddr> = urls.iter().filter_map(|url| url.to_string().parse().ok()).collect();
+        let (addresses, names) = reachable(urls).await;
+        let servers: Vec<ServerAddr> = addresses.iter().filter_map(|url| url.to_string().parse().ok()).collect();
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let was_connected = Arc::new(AtomicBool::new(false));
         let mut options = login(settings.login.clone(), Arc::clone(&was_connected))
@@ -132,7 +138,14 @@ impl Connection {
         if let Some(tls) = tls {
             // A CA or a certificate in the config asks for TLS, whatever the URL's scheme.
             let is_required = settings.ca_pem.is_some() || settings.client_cert.is_some();
-            options = options.tls_client_config(ClientConfig::clone(tls)).require_tls(is_required);
+            let tls = match names.is_empty() {
+                true => Arc::clone(tls),
+                false => {
+                    tls::client_config_for_addresses(settings.ca_pem.as_deref(), settings.client_cert.as_ref(), names)
+                        .map_err(|error| ConnectionError::other(error_chain(&error)))?
+                }
+            };
+            options = options.tls_client_config(Arc::unwrap_or_clone(tls)).require_tls(is_required);
         }
         let connected = async_nats::connect_with_options(&servers[..], options).await;
         // From now on the crate gets no login any more. It has no switch against reconnecting, and would resend on its own.
@@ -232,6 +245,23 @@ impl Connection {
             }
         }
     }
+}
+
+/// Returns the URLs, where a name has a dead address with one that answers, and the names of such addresses. async-nats
+/// tries the addresses of a name one after the other, and takes no stream.
+async fn reachable(urls: &[ServerUrl]) -> (Vec<ServerUrl>, HashMap<IpAddr, ServerName<'static>>) {
+    let mut names = HashMap::new();
+    let mut reachable = urls.to_vec();
+    let found = join_all(urls.iter().map(|url| better_address(&url.endpoint.host, url.endpoint.port))).await;
+    for (url, address) in reachable.iter_mut().zip(found) {
+        if let Some(address) = address
+            && let Ok(name) = ServerName::try_from(url.endpoint.host.clone())
+        {
+            names.insert(address, name);
+            url.endpoint.host = address.to_string();
+        }
+    }
+    (reachable, names)
 }
 
 /// Returns options that log in until a connection was established, and never again.

@@ -8,6 +8,7 @@ pub mod faulty;
 pub mod http;
 pub mod nats;
 pub mod nginx;
+pub mod picky;
 pub mod proxy;
 pub mod receiver;
 pub mod recorder;
@@ -124,6 +125,11 @@ impl World {
     /// Sets the URL of the broker for the next start of the bridge.
     pub fn use_broker_at(&mut self, url: &str) {
         self.setup.sink = format!("url = \"{url}\"\n{}", self.setup.sink);
+    }
+
+    /// Sets the lines of `[brokers.b]`, and of tables after it, for the next start of the bridge.
+    pub fn set_sink_lines(&mut self, lines: &str) {
+        lines.clone_into(&mut self.setup.sink);
     }
 
     /// Sets further lines of `[servers.…]` for the next start of the bridge.

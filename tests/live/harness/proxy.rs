@@ -288,7 +288,7 @@ fn reword(packets: &mut [u8], instead_of: u8, say: u8) {
     }
 }
 
-fn packet_length(bytes: &[u8]) -> Option<usize> {
+pub fn packet_length(bytes: &[u8]) -> Option<usize> {
     let mut length = 0;
     for (index, byte) in bytes.get(1..)?.iter().take(4).enumerate() {
         length |= usize::from(byte & 0x7f) << (7 * index);

@@ -1,12 +1,13 @@
-//! The reasons why an MQTT connection fails or ends, classified from rumqttc's errors.
+//! The reasons why an MQTT connection fails or ends, by what the caller can do.
 
 use std::time::Duration;
 
-use rumqttc::v5::{self, mqttbytes::v5 as packet5};
-use rumqttc::{self as v4};
+use async_tungstenite::tungstenite;
 
 use crate::model::{OutsideText, error_chain};
 use crate::port::DeliverError;
+
+use super::super::demands::Failure;
 
 /// Delay after a quota of the broker was used up.
 const QUOTA_RETRY: Duration = Duration::from_secs(30);
@@ -15,13 +16,14 @@ const QUOTA_RETRY: Duration = Duration::from_secs(30);
 pub const CLOSED: &str = "the broker closed the connection";
 /// The reason of a connection whose client id another one took.
 pub const TAKEN_OVER: &str = "another connection uses our client id: give each bridge its own `instance`";
-const SILENT: &str = "the broker does not answer";
-const UNREADABLE: &str = "the answer is not MQTT";
-const WILL_REFUSED: &str = "the broker refuses our last will";
-const SENT_TOO_LARGE: &str = "the broker finds a message too large";
-const BAD_PASSWORD: &str = "the broker refuses the user name or password: check `username` and `password`";
-const NOT_AUTHORIZED: &str = "the broker does not let us in: check `username`, `password` and its access rules";
-const BAD_CLIENT_ID: &str = "the broker refuses our client id: try a shorter `instance`";
+pub(super) const SILENT: &str = "the broker does not answer";
+pub(super) const UNREADABLE: &str = "the answer is not MQTT";
+pub(super) const WILL_REFUSED: &str = "the broker refuses our last will";
+pub(super) const SENT_TOO_LARGE: &str = "the broker finds a message too large";
+pub(super) const BAD_PASSWORD: &str = "the broker refuses the user name or password: check `username` and `password`";
+pub(super) const NOT_AUTHORIZED: &str =
+    "the broker does not let us in: check `username`, `password` and its access rules";
+pub(super) const BAD_CLIENT_ID: &str = "the broker refuses our client id: try a shorter `instance`";
 
 /// A connection could not be made, or is over.
 #[derive(Debug)]
@@ -41,8 +43,10 @@ pub enum ErrorKind {
     QosRefused,
     /// The broker retains nothing, and so refuses a retained last will.
     RetainRefused,
-    /// The broker closed the connection without a reason.
+    /// The broker closed the connection without a reason, in place of CONNACK.
     Closed,
+    /// The broker closed the connection without a reason, after CONNACK.
+    ClosedInUse,
     /// The broker sent bytes that are not MQTT.
     Unreadable,
     /// Nothing came in time.
@@ -72,9 +76,31 @@ impl ConnectionError {
 
     /// Returns the same error for a connection that was established.
     pub fn once_connected(self) -> Self {
-        // A close after CONNACK is not about the protocol version, so MQTT 3.1.1 must not be tried over it.
-        let kind = if self.kind == ErrorKind::Closed { ErrorKind::Other } else { self.kind };
+        // A close after CONNACK is about something else than the protocol version or the last will.
+        let kind = if self.kind == ErrorKind::Closed { ErrorKind::ClosedInUse } else { self.kind };
         Self { kind, ..self }
+    }
+
+    /// Whether the broker closed the connection without a reason.
+    pub fn is_close(&self) -> bool {
+        matches!(self.kind, ErrorKind::Closed | ErrorKind::ClosedInUse)
+    }
+
+    /// Returns which demand may have been too much.
+    pub fn failure(&self) -> Failure {
+        match self.kind {
+            // A broker that reads the CONNECT as one of MQTT 3.1.1 waits for the rest of it, or answers in that version.
+            ErrorKind::VersionRefused | ErrorKind::Unreadable | ErrorKind::Silent => Failure::Version,
+            ErrorKind::QosRefused => Failure::WillQos,
+            ErrorKind::RetainRefused => Failure::WillRetain,
+            ErrorKind::Closed => Failure::ClosedInHandshake,
+            ErrorKind::ClosedInUse => Failure::ClosedInUse,
+            ErrorKind::SentTooLarge
+            | ErrorKind::ReceivedTooLarge
+            | ErrorKind::Deferred
+            | ErrorKind::Quota
+            | ErrorKind::Other => Failure::Explained,
+        }
     }
 }
 
@@ -91,121 +117,36 @@ impl From<ConnectionError> for DeliverError {
     }
 }
 
-pub(super) fn from_311(error: v4::ConnectionError) -> ConnectionError {
-    use v4::ConnectReturnCode as Code;
-    use v4::{ConnectionError as Error, StateError, mqttbytes};
-    match error {
-        Error::ConnectionRefused(code) => match code {
-            Code::RefusedProtocolVersion => {
-                ConnectionError::new(ErrorKind::VersionRefused, "the broker does not speak MQTT 3.1.1")
-            }
-            Code::BadClientId => ConnectionError::other(BAD_CLIENT_ID),
-            Code::BadUserNamePassword => ConnectionError::other(BAD_PASSWORD),
-            Code::NotAuthorized => ConnectionError::other(NOT_AUTHORIZED),
-            code => ConnectionError::other(format!("the broker refused the connection: {code:?}")),
-        },
-        Error::MqttState(StateError::ConnectionAborted) => ConnectionError::new(ErrorKind::Closed, CLOSED),
-        // No PINGRESP within the keep-alive: the connection is dead without a FIN or RST.
-        Error::MqttState(StateError::AwaitPingResp) => ConnectionError::other(SILENT),
-        Error::MqttState(StateError::Io(io) | StateError::Deserialization(mqttbytes::Error::Io(io)))
-        | Error::Io(io) => from_io(&io),
-        Error::MqttState(StateError::Deserialization(mqttbytes::Error::PayloadSizeLimitExceeded(bytes))) => {
-            ConnectionError::new(ErrorKind::ReceivedTooLarge, format!("the broker sent a packet of {bytes} bytes"))
-        }
-        Error::MqttState(StateError::Deserialization(error)) => unreadable(&error),
-        Error::NetworkTimeout | Error::FlushTimeout => ConnectionError::new(ErrorKind::Silent, SILENT),
-        Error::Tls(error) => from_tls(&error),
-        Error::Websocket(error) => from_web_socket(&error_chain(&error)),
-        error => ConnectionError::other(error_chain(&error)),
-    }
+/// Returns the error of a connection that ended without a reason.
+pub(super) fn closed() -> ConnectionError {
+    ConnectionError::new(ErrorKind::Closed, CLOSED)
 }
 
-pub(super) fn from_5(error: v5::ConnectionError) -> ConnectionError {
-    use packet5::{ConnectReturnCode as Code, DisconnectReasonCode as Reason};
-    use v5::mqttbytes::Error as Bytes5;
-    use v5::{ConnectionError as Error, StateError};
-    match error {
-        Error::ConnectionRefused(code) => match code {
-            Code::RefusedProtocolVersion | Code::UnsupportedProtocolVersion => {
-                ConnectionError::new(ErrorKind::VersionRefused, "the broker does not speak MQTT 5")
-            }
-            Code::BadClientId | Code::ClientIdentifierNotValid => ConnectionError::other(BAD_CLIENT_ID),
-            Code::BadUserNamePassword => ConnectionError::other(BAD_PASSWORD),
-            Code::NotAuthorized => ConnectionError::other(NOT_AUTHORIZED),
-            Code::QoSNotSupported => ConnectionError::new(ErrorKind::QosRefused, format!("{WILL_REFUSED}: {code:?}")),
-            Code::RetainNotSupported => {
-                ConnectionError::new(ErrorKind::RetainRefused, format!("{WILL_REFUSED}: {code:?}"))
-            }
-            Code::QuotaExceeded | Code::ConnectionRateExceeded | Code::ServerBusy => {
-                ConnectionError::new(ErrorKind::Quota, format!("the broker has no room for us now: {code:?}"))
-            }
-            code => ConnectionError::other(format!("the broker refused the connection: {code:?}")),
-        },
-        Error::MqttState(StateError::ServerDisconnect { reason_code, reason_string }) => {
-            let said = reason_string.map(|text| format!(" ({text})")).unwrap_or_default();
-            let reason = format!("the broker hung up: {reason_code:?}{said}");
-            match reason_code {
-                // Compared by the namesake suspicion: another bridge may have our client id.
-                Reason::SessionTakenOver => ConnectionError::other(TAKEN_OVER),
-                Reason::PacketTooLarge => ConnectionError::new(ErrorKind::SentTooLarge, SENT_TOO_LARGE),
-                Reason::QuotaExceeded | Reason::MessageRateTooHigh => ConnectionError::new(ErrorKind::Quota, reason),
-                _ => ConnectionError::other(reason),
-            }
-        }
-        Error::MqttState(StateError::ConnectionAborted) => ConnectionError::new(ErrorKind::Closed, CLOSED),
-        Error::MqttState(StateError::AwaitPingResp) => ConnectionError::other(SILENT),
-        Error::MqttState(StateError::Io(io) | StateError::Deserialization(Bytes5::Io(io))) | Error::Io(io) => {
-            from_io(&io)
-        }
-        // mosquitto's DISCONNECT over its `message_size_limit`; rumqttc does not know that reason code (0x95).
-        Error::MqttState(StateError::Deserialization(Bytes5::InvalidConnectReturnCode(0x95))) => {
-            ConnectionError::new(ErrorKind::SentTooLarge, SENT_TOO_LARGE)
-        }
-        Error::MqttState(StateError::Deserialization(Bytes5::PayloadSizeLimitExceeded { pkt_size, .. })) => {
-            ConnectionError::new(ErrorKind::ReceivedTooLarge, format!("the broker sent a packet of {pkt_size} bytes"))
-        }
-        Error::MqttState(StateError::Deserialization(error)) => unreadable(&error),
-        Error::Timeout(_) => ConnectionError::new(ErrorKind::Silent, SILENT),
-        Error::Tls(error) => from_tls(&error),
-        Error::Websocket(error) => from_web_socket(&error_chain(&error)),
-        error => ConnectionError::other(error_chain(&error)),
-    }
+pub(super) fn received_too_large(bytes: usize) -> ConnectionError {
+    ConnectionError::new(ErrorKind::ReceivedTooLarge, format!("the broker sent a packet of {bytes} bytes"))
 }
 
-fn from_io(error: &std::io::Error) -> ConnectionError {
+pub(super) fn from_io(error: &std::io::Error) -> ConnectionError {
     use std::io::ErrorKind as Io;
     // With TLS 1.3 a client certificate is refused after the handshake, so the alert comes as an I/O error (RFC 8446 §4.4.2.4).
     if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         return from_rustls(error);
     }
-    let is_closed = match error.kind() {
-        Io::UnexpectedEof | Io::ConnectionReset | Io::BrokenPipe | Io::ConnectionAborted => true,
-        // From rumqttc, when a broker that speaks only MQTT 3.1.1 answers with its shorter CONNACK and closes.
-        Io::Other => error.to_string().contains("bytes remaining on stream"),
-        _ => false,
-    };
-    match is_closed {
-        true => ConnectionError::new(ErrorKind::Closed, CLOSED),
-        false => ConnectionError::other(error.to_string()),
+    match error.kind() {
+        Io::UnexpectedEof | Io::ConnectionReset | Io::BrokenPipe | Io::ConnectionAborted => closed(),
+        _ => ConnectionError::other(error.to_string()),
     }
 }
 
-fn unreadable(error: &(dyn std::error::Error + 'static)) -> ConnectionError {
+pub(super) fn unreadable(error: &(dyn std::error::Error + 'static)) -> ConnectionError {
     // The words of the parser help nobody who has written the wrong port, and may help with a broken broker.
     tracing::debug!(error, "packet unreadable");
     ConnectionError::new(ErrorKind::Unreadable, UNREADABLE)
 }
 
-fn from_web_socket(error: &str) -> ConnectionError {
+pub(super) fn from_web_socket(error: &tungstenite::Error) -> ConnectionError {
+    let error = error_chain(error);
     ConnectionError::other(format!("no MQTT over WebSocket at this address: check port and path of `url` ({error})"))
-}
-
-fn from_tls(error: &v4::TlsError) -> ConnectionError {
-    match error {
-        v4::TlsError::TLS(error) => from_rustls(error),
-        v4::TlsError::Io(error) => from_io(error),
-        error => ConnectionError::other(format!("TLS: {error}")),
-    }
 }
 
 fn from_rustls(error: &rustls::Error) -> ConnectionError {
