@@ -228,7 +228,10 @@ impl Admission {
             received_at: now,
             expires_at: now.plus_millis(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
             reply: reply.or_else(|| reply_to.map(|topic| ReplyTo { topic: topic.to_owned(), correlation: None })),
+            sees_secrets,
             is_started: false,
+            begun: Vec::new(),
+            is_answered: false,
             crashes: 0,
         };
         let verb_text = printable(verb_text.as_bytes());
@@ -236,7 +239,7 @@ impl Admission {
         // Nobody knows what a cut one asks for, so it is neither compared with another command under its id nor in the way
         // of one that comes later.
         let command = if is_cut { LoggedCommand { id: made_up_id(), ..command } } else { command };
-        (Judged { command, verb_text, sender: CommandSender { user, sees_secrets, waiter }, verdict }, ack)
+        (Judged { command, verb_text, sender: CommandSender { user, waiter }, verdict }, ack)
     }
 
     /// Checks address, rights, body and room in the queue, in this order.

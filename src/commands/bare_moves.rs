@@ -1,13 +1,13 @@
 //! Moving torrents without their files: only the client changes.
 //!
 //! The content may be at the new place already, or has to be downloaded there once more. A client believes that it has what
-//! it had, so what is there is compared first: where that is something else, the client has to find out anew.
+//! it had, so what is there is compared first: unless these are the same files, the client has to find out anew.
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
-use tracing::warn;
 
 use super::actions::WhileBusy;
 use super::asking::{Request, Stage};
@@ -20,8 +20,13 @@ use super::files::FilePlan;
 use super::results::ResultBody;
 use super::roots::Roots;
 use crate::model::{
-    Action, CommandError, Content, ContentFile, ErrorCode, InfoHash, Move, Observed, Status, TorrentOutcome,
+    Action, CommandError, Content, ContentFile, ErrorCode, InfoHash, Move, Observed, OutcomeStatus, Status,
+    TorrentOutcome,
 };
+use crate::port::ClientError;
+
+/// Time after which a torrent that is being checked is read again, whatever polls show.
+const REREAD_INTERVAL: Duration = Duration::from_secs(2);
 
 impl Execution<'_> {
     /// Sets the directory of torrents whose files are there already, or have to be downloaded there.
@@ -29,14 +34,19 @@ impl Execution<'_> {
     /// Each is asked for as soon as it was compared, so that what was found still holds and the time to live is kept. What
     /// the client is busy with is asked for again when all others are.
     pub(super) async fn move_without_files(&self, directory: &str) -> Attempt<ResultBody> {
-        let (mut requests, mut rows, mut hashes) = (Vec::new(), Vec::new(), self.torrents()?);
+        let (mut requests, mut rows, mut hashes) = (Vec::<Request<'_>>::new(), Vec::new(), self.torrents()?);
         if !self.request.dry_run {
             self.note_start().await?;
         }
         for may_wait in [false, true] {
             for hash in std::mem::take(&mut hashes) {
                 match self.begin_bare_move(hash, directory, may_wait).await {
-                    Ok(Some(request)) => requests.push(request),
+                    Ok(Some(request)) => {
+                        if matches!(request.stage, Stage::Asked { is_seen: true, .. }) {
+                            self.progress().settle(hash);
+                        }
+                        requests.push(request);
+                    }
                     // The others need not wait for it.
                     Ok(None) => hashes.push(hash),
                     Err(Failure::Command(error)) => rows.push(TorrentOutcome::failed(hash, error)),
@@ -52,9 +62,22 @@ impl Execution<'_> {
             }
         }
         self.ask_until_taken(&mut requests, WhileBusy::AskAgain).await?;
-        self.release_busy(&requests).await;
-        rows.extend(self.see_effects(requests).await);
+        self.release_busy(&mut requests).await;
+        let must_find = |request: &Request<'_>| match &request.action {
+            Action::Move(Move { hash, must_find: Some(bytes), .. }) => Some((*hash, *bytes)),
+            _ => None,
+        };
+        let must_find: HashMap<InfoHash, u64> = requests.iter().filter_map(must_find).collect();
+        for row in self.see_effects(requests).await {
+            let bytes = must_find.get(&row.hash).filter(|_| row.status == OutcomeStatus::Ok);
+            let found = match bytes {
+                Some(bytes) => self.check_found(row.hash, *bytes, directory).await,
+                None => Ok(()),
+            };
+            rows.push(if let Err(error) = found { TorrentOutcome::failed(row.hash, error) } else { row });
+        }
         rows.sort_by_key(|row| row.hash);
+        rows.iter().for_each(|row| self.progress().note_outcome(row));
         Ok(ResultBody::of_torrents(rows))
     }
 
@@ -72,22 +95,42 @@ impl Execution<'_> {
         self.check(hash)?;
         let (roots, directory) = (self.parts.sources.roots.clone(), directory.to_owned());
         blocking(move || roots.make_directory(&directory)).await??;
+        self.begin(hash).await?;
         let mut request = [Request::new(action)];
         self.ask_until_taken(&mut request, WhileBusy::Leave).await?;
         let [request] = request;
         Ok(Some(request))
     }
 
-    /// Lets torrents go on that the client has held for a move and was busy with until the end.
-    async fn release_busy(&self, requests: &[Request<'_>]) {
-        let release = async {
-            for request in requests.iter().filter(|request| request.busy().is_some()) {
-                self.try_step(&Action::Release(request.action.hash())).await;
+    /// Checks that the client has found as much in the new directory as it had, when its check is over.
+    async fn check_found(&self, hash: InfoHash, must_find: u64, directory: &str) -> Result<(), CommandError> {
+        let found = self.server().wait_for(|server| match server.snapshot.get(&hash) {
+            Some(one) if one.torrent.status == Status::Checking => None,
+            found => Some(found.map_or(0, |one| one.torrent.downloaded)),
+        });
+        match self.within_verification(found).await {
+            Some(found) if found >= must_find => Ok(()),
+            Some(found) => Err(precondition(format!(
+                "the files in {directory} have the right sizes and other content: the client has checked them, and has {found} \
+                 of the {must_find} bytes that it had"
+            ))),
+            None => Err(CommandError::new(
+                ErrorCode::Unconfirmed,
+                format!(
+                    "it is in {directory}, and the client is still checking whether the files there are its content"
+                ),
+            )),
+        }
+    }
+
+    /// Lets torrents go on that the client has held for a move and was busy with until the end. Where the result has no time
+    /// for that, it says that the torrent is in an unknown state, and the command goes on behind it.
+    async fn release_busy(&self, requests: &mut [Request<'_>]) {
+        for request in requests.iter_mut().filter(|request| request.busy().is_some()) {
+            let limit = self.effect_timeout();
+            if timeout(limit, self.release(request.action.hash())).await.is_err() {
+                request.stage = Stage::Lost(ClientError::Timeout { limit });
             }
-        };
-        // Nothing is to be done for most of them, and the result has its time.
-        if timeout(self.effect_timeout(), release).await.is_err() {
-            warn!(server = %self.parts.server, id = %self.command.id, "no time to let all torrents go on");
         }
     }
 
@@ -104,12 +147,16 @@ impl Execution<'_> {
                 return Ok(None);
             }
             self.wake();
-            let checked = self.server().wait_for(|server| {
-                let is_fresh = server.poll.last_began.is_some_and(|began| began >= asked);
-                let found = server.snapshot.get(&hash);
-                let is_checking = found.is_some_and(|one| one.torrent.status == Status::Checking);
-                (is_fresh && !is_checking).then_some(())
-            });
+            // A client that has forgotten the torrent in its queue of checks says so only when it is read again.
+            let checked = timeout(
+                REREAD_INTERVAL,
+                self.server().wait_for(|server| {
+                    let is_fresh = server.poll.last_began.is_some_and(|began| began >= asked);
+                    let found = server.snapshot.get(&hash);
+                    let is_checking = found.is_some_and(|one| one.torrent.status == Status::Checking);
+                    (is_fresh && !is_checking).then_some(())
+                }),
+            );
             if self.within_ttl(checked).await.is_none() {
                 return Err(
                     still_busy("it is being checked, and what it has is not known before the check is over").into()
@@ -134,28 +181,33 @@ impl Execution<'_> {
         let action = Move { was_paused: torrent.status == Status::Paused, ..action };
         let place = place_in(directory, &content);
         // An interrupted command has set the directory, and perhaps nothing else.
-        if content.directory == place && !self.command.is_started {
+        if content.directory == place && !self.command.begun.contains(&hash) {
             return Ok(Some(action));
         }
-        content.directory = place;
+        let before = std::mem::replace(&mut content.directory, place);
         let roots = self.parts.sources.roots.clone();
         let may_overwrite = torrent.status != Status::Stopped;
         let check = move || {
             // Without its root this machine sees nothing of the directory; then the client alone can say.
             if !roots.is_seen(&content.directory) {
-                return Ok(false);
+                return Ok(action);
             }
+            let old = Content { directory: before, ..content.clone() };
             let place = FilesThere::find(&roots, content)?;
+            let recheck = Move { recheck: true, ..action.clone() };
             match place.difference() {
-                Some(_) if place.is_empty() || !may_overwrite => Ok(true),
+                Some(_) if place.is_empty() || !may_overwrite => Ok(recheck),
                 Some(difference) => Err(precondition(format!(
                     "{difference}; a torrent that runs needs there either all that it has or none of its files, because the \
                      client would overwrite what differs: stop it first"
                 ))),
-                None => Ok(torrent.downloaded == 0 && !place.is_empty()),
+                None if place.is_empty() || place.has_files_of(&roots, old) => Ok(action),
+                // Files of the same names and sizes may be others all the same, and the client would not notice.
+                None if torrent.downloaded == 0 => Ok(recheck),
+                None => Ok(Move { must_find: Some(torrent.downloaded), ..recheck }),
             }
         };
-        Ok(Some(Move { recheck: blocking(check).await??, ..action }))
+        Ok(Some(blocking(check).await??))
     }
 }
 
@@ -178,6 +230,15 @@ impl FilesThere {
 
     fn is_empty(&self) -> bool {
         self.plan.files.is_empty()
+    }
+
+    /// Whether the files are those of another directory, by another way to it.
+    fn has_files_of(&self, roots: &Roots, other: Content) -> bool {
+        let Ok(other) = Self::find(roots, other) else { return false };
+        let identities = |there: &Self| {
+            there.plan.files.iter().map(|file| (file.path.clone(), file.identity)).collect::<HashMap<_, _>>()
+        };
+        identities(self) == identities(&other)
     }
 
     /// Returns the first file that is not as the client has it; `None` if all are.

@@ -117,7 +117,10 @@ mod tests {
             received_at: Timestamp::from_millis(0),
             expires_at: Timestamp::from_millis(1000),
             reply: None,
+            sees_secrets: false,
             is_started: false,
+            begun: Vec::new(),
+            is_answered: false,
             crashes: 0,
             digest: None,
         }

@@ -9,19 +9,20 @@
 //! The parts: queries in `queries`, changes of torrents in `actions`, those that touch files in `file_operations`.
 //!
 //! Whatever the client and the disk do, a command has its result [`END_TIMEOUT`] after its time to live, and its place in
-//! the queue is free. Only one that was moving or deleting files by then goes on behind its result, until they are whole at
-//! one of the two places: meanwhile no other command may touch the torrent. Such a result says what is under way.
+//! the queue is free. Only one that was moving or deleting torrents by then goes on behind its result, until each is as
+//! asked for or as before: meanwhile no other command may touch them. Such a result says what is under way, and a crash does
+//! not end it: the next run goes on.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
-use tracing::{error, info};
+use tracing::error;
 
 use super::client_turns::ClientTurns;
 use super::common::Common;
@@ -30,7 +31,7 @@ use super::file_progress::FileProgress;
 use super::pending_effects::PendingEffects;
 use super::queue::{Queue, QueuedCommand};
 use super::request::{HASHES_MAX, Request, Target};
-use super::results::{ResultBody, finish};
+use super::results::ResultBody;
 use super::sources::Sources;
 use crate::live_state::{LiveServer, ServerHandle};
 use crate::log_throttle::retry_while_full;
@@ -79,7 +80,9 @@ pub(super) struct Execution<'a> {
     pub deaths: AtomicU32,
     /// How far it has come with files.
     file_progress: Mutex<FileProgress>,
-    queued: &'a QueuedCommand,
+    /// It is written down that it has begun to change torrents.
+    pub was_begun: AtomicBool,
+    pub queued: &'a QueuedCommand,
 }
 
 /// Why an attempt ended without a result.
@@ -114,8 +117,11 @@ pub(super) type Attempt<T> = Result<T, Failure>;
 impl<'a> Execution<'a> {
     pub fn new(parts: &'a WorkerParts, queue: &'a Queue, turns: &'a ClientTurns, queued: &'a QueuedCommand) -> Self {
         let QueuedCommand { command, request, .. } = queued;
-        let (deaths, file_progress) = (AtomicU32::new(0), Mutex::default());
-        Self { parts, queue, turns, command, request, deaths, file_progress, queued }
+        let begun = command.begun.clone();
+        let (deaths, file_progress) =
+            (AtomicU32::new(0), Mutex::new(FileProgress { begun, ..FileProgress::default() }));
+        let was_begun = AtomicBool::new(!command.begun.is_empty());
+        Self { parts, queue, turns, command, request, deaths, file_progress, was_begun, queued }
     }
 }
 
@@ -125,25 +131,27 @@ impl Execution<'_> {
     /// # Errors
     /// Only a store that cannot be used any more.
     pub async fn run(&self) -> Result<(), StoreError> {
-        let finish = |body| finish(&self.parts.common, self.command, &self.queued.sender, body);
+        if self.command.is_answered {
+            return self.wind_up().await;
+        }
         if self.is_over() && self.command.is_started {
-            let message = "the bridge was interrupted while the client was asked, and its time to live is over since";
-            return finish(ResultBody::failed(CommandError::new(ErrorCode::Unconfirmed, message))).await;
+            return self.finish(self.interrupted()).await;
         }
         if self.is_over() {
-            return finish(ResultBody::expired()).await;
+            return self.finish(ResultBody::expired()).await;
         }
-        let mut work = pin!(self.execute_or_panic());
+        let mut work = Box::pin(self.execute_or_panic());
         if let Some(body) = self.within(END_TIMEOUT - END_MARGIN, &mut work).await {
-            return finish(body?).await;
+            return self.finish(body?).await;
         }
-        finish(self.overdue()).await?;
         if self.is_with_files() {
-            let ResultBody { status, error, .. } = work.await?;
-            let error = error.map(|error| error.message);
-            info!(server = %self.parts.server, id = %self.command.id, ?status, error, "command ended after its result");
+            self.answer(self.overdue()).await?;
+            self.note_end(&work.await?);
+            return self.wind_up().await;
         }
-        Ok(())
+        // It may hold a turn at the client.
+        drop(work);
+        self.finish(self.overdue()).await
     }
 
     /// Returns how far it has come with files.
@@ -153,7 +161,7 @@ impl Execution<'_> {
 
     /// Whether the sender has the right to see passkeys.
     pub fn sees_secrets(&self) -> bool {
-        self.queued.sender.sees_secrets
+        self.command.sees_secrets
     }
 
     fn is_with_files(&self) -> bool {
@@ -161,7 +169,7 @@ impl Execution<'_> {
     }
 
     /// Executes the command; a panic ends it alone. The worker would otherwise execute it again after each restart.
-    async fn execute_or_panic(&self) -> Result<ResultBody, StoreError> {
+    pub async fn execute_or_panic(&self) -> Result<ResultBody, StoreError> {
         let executed = AssertUnwindSafe(self.execute()).catch_unwind().await;
         executed.unwrap_or_else(|_| {
             // The panic hook has printed the message.

@@ -42,6 +42,8 @@ struct Located {
     content: Content,
     /// The client was just reading the files, so that it did not know what it has.
     is_checking: bool,
+    /// The command was interrupted while it changed them: some may be gone, or at their new place.
+    is_repeated: bool,
 }
 
 impl Execution<'_> {
@@ -56,7 +58,11 @@ impl Execution<'_> {
         if !self.request.dry_run {
             self.note_start().await?;
         }
-        *self.progress() = FileProgress { hashes: hashes.clone(), ..FileProgress::default() };
+        {
+            let mut progress = self.progress();
+            let begun = std::mem::take(&mut progress.begun);
+            *progress = FileProgress { hashes: hashes.clone(), begun, ..FileProgress::default() };
+        }
         for (number, hash) in hashes.into_iter().enumerate() {
             let row = match directory {
                 _ if self.is_over() => Err(not_begun().into()),
@@ -72,10 +78,22 @@ impl Execution<'_> {
                 Err(failure @ Failure::Store(_)) => return Err(failure),
             };
             let mut progress = self.progress();
+            progress.note_outcome(&row);
             progress.rows.push(row);
             progress.is_changing = false;
         }
         Ok(ResultBody::of_torrents(std::mem::take(&mut self.progress().rows)))
+    }
+
+    /// Writes down that a torrent is changed from now on, so that it is not left half done by a crash.
+    pub(super) async fn begin(&self, hash: InfoHash) -> Attempt<()> {
+        let begun = {
+            let mut progress = self.progress();
+            progress.settle(hash);
+            progress.begun.push(hash);
+            progress.begun.clone()
+        };
+        Ok(self.note_begun(begun).await?)
     }
 
     /// Notes that files are changed from now on, if there is still time.
@@ -103,6 +121,7 @@ impl Execution<'_> {
         if self.request.dry_run {
             return Ok(deleted(plan.preview()));
         }
+        self.begin(hash).await?;
         let action = Action::Delete(hash);
         // Before the client is asked: a poll may show the effect before its answer is here.
         let effect = self.expect(&action);
@@ -135,11 +154,9 @@ impl Execution<'_> {
         Ok(blocking(move || plan.remove()).await??)
     }
 
-    async fn plan_delete(&self, Located { plan, .. }: Located) -> Attempt<FilePlan> {
-        // An interrupted command has deleted some of them.
-        let may_miss_some = self.command.is_started;
+    async fn plan_delete(&self, Located { plan, is_repeated, .. }: Located) -> Attempt<FilePlan> {
         let check = move || {
-            if !may_miss_some {
+            if !is_repeated {
                 plan.check_complete()?;
             }
             plan.check_removable().map(|()| plan)
@@ -165,6 +182,7 @@ impl Execution<'_> {
         if self.request.dry_run {
             return Ok(TorrentOutcome::ok(hash));
         }
+        self.begin(hash).await?;
         let was_paused = torrent.status == Status::Paused;
         let action = Action::Move(Move { was_paused, ..Move::new(hash, directory) });
         let effect = self.expect(&action);
@@ -197,9 +215,9 @@ impl Execution<'_> {
         Ok(blocking(run).await??)
     }
 
-    async fn plan_move(&self, Located { plan, content, .. }: Located, directory: &str) -> Attempt<FileMove> {
-        // Only then may a file at the new place be our own copy; otherwise it is somebody else's.
-        let is_repeated = self.command.is_started;
+    async fn plan_move(&self, located: Located, directory: &str) -> Attempt<FileMove> {
+        // Only of a repeated one may a file at the new place be our own copy; otherwise it is somebody else's.
+        let Located { plan, content, is_repeated, .. } = located;
         let to = place_in(directory, &content);
         let roots = self.parts.sources.roots.clone();
         Ok(blocking(move || FileMove::new(plan, &roots, &to, is_repeated)).await??)
@@ -232,22 +250,30 @@ impl Execution<'_> {
     async fn or_release<T>(&self, hash: InfoHash, done: Attempt<T>) -> Attempt<T> {
         let Err(failure) = done else { return done };
         self.progress().is_changing = false;
-        let action = Action::Release(hash);
         // Before the client is asked: a poll may show its events before its answer is here.
-        let effect = self.expect(&action);
-        while let Err(error) = self.insist(&action).await {
+        let effect = self.expect(&Action::Release(hash));
+        if self.release(hash).await {
+            // One more poll names its events.
+            effect.asked();
+            self.wake();
+            let _was_polled = timeout(self.effect_timeout().max(RELEASE_TIMEOUT), effect_shown(effect)).await.is_ok();
+        }
+        Err(failure)
+    }
+
+    /// Lets a held torrent go on as before, as soon as the client answers; does nothing to one that is not held. Returns
+    /// whether the client has let it.
+    pub(super) async fn release(&self, hash: InfoHash) -> bool {
+        while let Err(error) = self.insist(&Action::Release(hash)).await {
             let is_unanswered = |code| matches!(code, ErrorCode::Unconfirmed | ErrorCode::ClientOffline);
             if matches!(&error, Failure::Command(error) if !is_unanswered(error.code)) {
                 warn!(server = %self.parts.server, id = %self.command.id, %hash, %error, "torrent stays stopped");
-                return Err(failure);
+                return false;
             }
             self.client_answers().await;
         }
-        // One more poll names its events.
-        effect.asked();
-        self.wake();
-        let _was_polled = timeout(self.effect_timeout().max(RELEASE_TIMEOUT), effect_shown(effect)).await.is_ok();
-        Err(failure)
+        self.progress().settle(hash);
+        true
     }
 
     /// Waits until a poll shows what the client was asked for last.
@@ -313,7 +339,8 @@ impl Execution<'_> {
         let (content, Observed { torrent, facts }) = self.content(hash).await?;
         let roots = self.parts.sources.roots.clone();
         let (plan, content) = blocking(move || FilePlan::new(&roots, &content).map(|plan| (plan, content))).await??;
-        if plan.files.is_empty() && facts.received_bytes > 0 && !self.command.is_started {
+        let is_repeated = self.command.begun.contains(&hash);
+        if plan.files.is_empty() && facts.received_bytes > 0 && !is_repeated {
             let message = format!(
                 "no file of it is in {}, though the client has received {} bytes: the bridge has to see the content \
                  under the same path as the client",
@@ -330,7 +357,7 @@ impl Execution<'_> {
             let message = "its folder is not called like it, so the client would look for it elsewhere";
             return Err(precondition(message).into());
         }
-        Ok(Located { plan, content, is_checking: torrent.status == Status::Checking })
+        Ok(Located { plan, content, is_checking: torrent.status == Status::Checking, is_repeated })
     }
 
     /// Compares the plan with the files of every torrent that could share one.

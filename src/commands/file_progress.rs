@@ -1,4 +1,4 @@
-//! How far a command has come that moves or deletes files, for a result that has to come before it ends.
+//! How far a command has come that moves or deletes torrents, for a result that has to come before it ends.
 
 use super::errors::out_of_time;
 use super::results::ResultBody;
@@ -13,13 +13,28 @@ pub(super) struct FileProgress {
     pub rows: Vec<TorrentOutcome>,
     /// The files of the next one are being changed.
     pub is_changing: bool,
+    /// Torrents that the command has begun to change, and that are not yet known to be as asked for or as before.
+    pub begun: Vec<InfoHash>,
 }
 
 impl FileProgress {
+    /// Notes that a torrent is as asked for, or as before.
+    pub fn settle(&mut self, hash: InfoHash) {
+        self.begun.retain(|begun| *begun != hash);
+    }
+
+    /// Notes the outcome of a torrent. Where the client did not answer, how the torrent is is not known.
+    pub fn note_outcome(&mut self, row: &TorrentOutcome) {
+        let is_open = |error: &CommandError| matches!(error.code, ErrorCode::Unconfirmed | ErrorCode::ClientOffline);
+        if !row.error.as_ref().is_some_and(is_open) {
+            self.settle(row.hash);
+        }
+    }
+
     /// Returns the result of a command whose time is over while it is busy: what is done, what is under way, and what is
     /// not begun.
     pub fn overdue(&self, operation: &Operation) -> ResultBody {
-        let Self { hashes, rows, is_changing } = self;
+        let Self { hashes, rows, is_changing, begun: _ } = self;
         if hashes.is_empty() {
             return ResultBody::expired();
         }

@@ -46,6 +46,7 @@ mod sender;
 mod sources;
 mod tracker_names;
 mod unfinished;
+mod winding_up;
 mod worker;
 
 pub use admission::Admission;

@@ -348,6 +348,13 @@ impl Queue {
         self.arrived.notify_one();
     }
 
+    /// Notes which torrents a command has begun to change, for the worker that follows one that fails.
+    pub fn set_begun(&self, id: &CommandId, begun: &[InfoHash]) {
+        for entry in self.state().entries.iter_mut().filter(|entry| entry.queued.command.id == *id) {
+            entry.queued.command.begun = begun.to_vec();
+        }
+    }
+
     /// Notes that a command that runs only waits for the client from now on, so that another may have its place.
     pub fn set_waiting(&self, id: &CommandId) {
         for entry in self.state().entries.iter_mut().filter(|entry| entry.queued.command.id == *id) {
@@ -361,7 +368,19 @@ impl Queue {
         self.arrived.notify_one();
     }
 
-    /// Removes a command that has its result.
+    /// Notes that a command has its result: it is removed, unless it has begun to change torrents.
+    pub fn answered(&self, id: &CommandId) {
+        let mut state = self.state();
+        let begun = |entry: &&mut Entry| entry.queued.command.id == *id && !entry.queued.command.begun.is_empty();
+        if let Some(entry) = state.entries.iter_mut().find(begun) {
+            entry.queued.command.is_answered = true;
+            return;
+        }
+        drop(state);
+        self.done(id);
+    }
+
+    /// Removes a command that has ended.
     pub fn done(&self, id: &CommandId) {
         let mut state = self.state();
         let Some(place) = state.entries.iter().position(|entry| entry.queued.command.id == *id) else { return };
@@ -423,7 +442,10 @@ mod tests {
             received_at: Timestamp::from_millis(0),
             expires_at: Timestamp::from_millis(1),
             reply: None,
+            sees_secrets: false,
             is_started: false,
+            begun: Vec::new(),
+            is_answered: false,
             crashes: 0,
         };
         QueuedCommand::new(command, request, CommandSender::default())

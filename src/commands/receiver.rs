@@ -287,7 +287,10 @@ mod tests {
                 received_at: clock.now(),
                 expires_at: clock.now(),
                 reply: None,
+                sees_secrets: false,
                 is_started: false,
+                begun: Vec::new(),
+                is_answered: false,
                 crashes: 0,
             };
             let result = LoggedResult { status: OutcomeStatus::Ok, body: b"{}"[..].into() };

@@ -132,7 +132,7 @@ pub(super) async fn take_up(common: &Common, queue: &Queue) -> Result<(), StoreE
         if let (Some(waiter), Ok(outcome)) = (&sender.waiter, serde_json::from_slice(&body)) {
             waiter.answer(outcome, body);
         }
-        queue.done(&command.id);
+        queue.answered(&command.id);
         common.live.wake_for_results();
     }
     Ok(())

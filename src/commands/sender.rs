@@ -10,8 +10,6 @@ use crate::model::Outcome;
 pub struct CommandSender {
     /// Who the sender says it is; not proven, for the log only.
     pub user: Option<String>,
-    /// It has the right to see passkeys. After a restart nobody has: its result is then without them.
-    pub sees_secrets: bool,
     /// Where it waits for the result, if it is in this process.
     pub(super) waiter: Option<Waiter>,
 }

@@ -13,6 +13,7 @@ use super::queue::{Queue, QueuedCommand};
 use super::request::Request;
 use super::results::{ResultBody, finish};
 use super::sender::CommandSender;
+use crate::log_throttle::retry_while_full;
 use crate::model::{CommandError, ErrorCode, ServerName};
 use crate::port::{LoggedCommand, StoreError};
 
@@ -54,7 +55,7 @@ pub(super) async fn read_on(common: &Common, server: Option<&ServerName>, queue:
             } else {
                 let error =
                     bad_request("this version of the bridge does not read the command, which another one accepted");
-                finish(common, &command, &CommandSender::default(), ResultBody::failed(error)).await?;
+                end(common, command, error).await?;
                 queue.passed_over(number);
             }
         }
@@ -76,7 +77,8 @@ pub async fn answer_for_removed_servers(common: &Common, known: &BTreeSet<Server
             let page = common.store.unfinished_commands(Some(&server), after).await?;
             let Some((last, _)) = page.last() else { break };
             after = *last;
-            for (_, command) in page {
+            // One that has its result goes on if its server comes back.
+            for (_, command) in page.into_iter().filter(|(_, command)| !command.is_answered) {
                 let error = CommandError::new(ErrorCode::UnknownServer, "the server is not in the config any more");
                 finish(common, &command, &CommandSender::default(), ResultBody::failed(error)).await?;
             }
@@ -86,11 +88,25 @@ pub async fn answer_for_removed_servers(common: &Common, known: &BTreeSet<Server
 }
 
 async fn give_up(common: &Common, command: LoggedCommand) -> Result<(), StoreError> {
-    let LoggedCommand { id, crashes, server, .. } = &command;
-    warn!(server = server.as_ref().map_or("-", ServerName::as_str), %id, crashes, "command given up");
-    let message = format!("the bridge crashed {crashes} times while it ran this command, so it is not tried again");
+    let message =
+        format!("the bridge crashed {} times while it ran this command, so it is not tried again", command.crashes);
     let error = CommandError { retryable: false, ..CommandError::new(ErrorCode::Unconfirmed, message) };
-    finish(common, &command, &CommandSender::default(), ResultBody::failed(error)).await
+    end(common, command, error).await
+}
+
+/// Ends a command that is not executed again, also with the torrents that it had begun to change.
+async fn end(common: &Common, command: LoggedCommand, error: CommandError) -> Result<(), StoreError> {
+    let LoggedCommand { id, crashes, server, begun, .. } = &command;
+    let name = server.as_ref().map_or("-", ServerName::as_str);
+    warn!(server = name, %id, crashes, error = error.message, "command given up");
+    for hash in begun {
+        warn!(
+            server = name, %id, %hash,
+            "torrent was being moved or deleted: it may be stopped, and its files may be at both places or gone"
+        );
+    }
+    finish(common, &command, &CommandSender::default(), ResultBody::failed(error)).await?;
+    retry_while_full("a command", || common.store.set_begun(server.as_ref(), id, Vec::new())).await
 }
 
 /// Returns `None` if this version does not read what another one has logged.

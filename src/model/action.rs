@@ -207,6 +207,8 @@ pub struct Move {
     pub directory: String,
     /// Whether the client has to find out anew what it has: in the directory is not what it had before.
     pub recheck: bool,
+    /// Bytes of content that it has to find there, because files of the right sizes are there; with fewer the move has failed.
+    pub must_find: Option<u64>,
     /// Whether the torrent was paused, and is to be so again: it runs for a moment.
     pub was_paused: bool,
 }
@@ -214,7 +216,7 @@ pub struct Move {
 impl Move {
     /// Returns a move to where the content is.
     pub fn new(hash: InfoHash, directory: impl Into<String>) -> Self {
-        Self { hash, directory: directory.into(), recheck: false, was_paused: false }
+        Self { hash, directory: directory.into(), recheck: false, must_find: None, was_paused: false }
     }
 }
 

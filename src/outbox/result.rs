@@ -238,7 +238,10 @@ mod tests {
             received_at: Timestamp::from_seconds(0),
             expires_at: Timestamp::from_seconds(300),
             reply: None,
+            sees_secrets: false,
             is_started: false,
+            begun: Vec::new(),
+            is_answered: false,
             crashes: 0,
         };
         let result = LoggedResult { status: OutcomeStatus::Refused, body: body.into() };

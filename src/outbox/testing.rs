@@ -275,6 +275,15 @@ impl CommandLog for TestStore {
         self.inner.start_command(server, id).await
     }
 
+    async fn set_begun(
+        &self,
+        server: Option<&ServerName>,
+        id: &CommandId,
+        begun: Vec<InfoHash>,
+    ) -> Result<(), StoreError> {
+        self.inner.set_begun(server, id, begun).await
+    }
+
     async fn finish_command(
         &self,
         server: Option<&ServerName>,

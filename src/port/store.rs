@@ -130,7 +130,7 @@ pub trait SinkStore: Send + Sync {
 ///
 /// A command is identified by its server (`None`: the bridge itself) and its id. A finished one is
 /// remembered for 24 hours from its arrival, within bounds on count and bytes; an unfinished one
-/// until it has its result.
+/// until it has its result and has ended with the torrents that it began to change.
 #[async_trait]
 pub trait CommandLog: Send + Sync {
     /// Records commands in their order, in one transaction; those refused at admission with their result. Synced.
@@ -150,6 +150,17 @@ pub trait CommandLog: Send + Sync {
     /// # Errors
     /// [`StoreError::Io`] if the command is not in the log.
     async fn start_command(&self, server: Option<&ServerName>, id: &CommandId) -> Result<(), StoreError>;
+
+    /// Records the torrents that a command has begun to change and not ended with, in place of those recorded last. Synced.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if the command is not in the log.
+    async fn set_begun(
+        &self,
+        server: Option<&ServerName>,
+        id: &CommandId,
+        begun: Vec<InfoHash>,
+    ) -> Result<(), StoreError>;
 
     /// Records a command's result and queues it for each sender. Synced. The first result counts; another changes nothing.
     ///
@@ -172,10 +183,10 @@ pub trait CommandLog: Send + Sync {
     /// [`LoggedCommand::crashes`]. From now on none runs.
     async fn end_earlier_run(&self, was_clean_shutdown: bool) -> Result<(), StoreError>;
 
-    /// Returns the servers of commands without a result, `None` for the bridge itself.
+    /// Returns the servers of unfinished commands, `None` for the bridge itself.
     async fn servers_with_unfinished_commands(&self) -> Result<BTreeSet<Option<ServerName>>, StoreError>;
 
-    /// Reads commands of one server without a result, oldest first, those numbered above `after`, each with its number.
+    /// Reads unfinished commands of one server, oldest first, those numbered above `after`, each with its number.
     ///
     /// A page ends once its bodies hold [`COMMANDS_BYTES`]; it is empty only at the end.
     async fn unfinished_commands(
@@ -286,8 +297,14 @@ pub struct LoggedCommand {
     pub expires_at: Timestamp,
     /// Reply address of the sender, besides the result topic.
     pub reply: Option<ReplyTo>,
+    /// Its sender has the right to see passkeys.
+    pub sees_secrets: bool,
     /// Its actions may have been applied before a crash.
     pub is_started: bool,
+    /// Torrents that it had begun to change and not ended with.
+    pub begun: Vec<InfoHash>,
+    /// It has its result, and is unfinished only because of `begun`.
+    pub is_answered: bool,
     /// Crashes of the bridge while the command ran.
     pub crashes: u32,
 }

@@ -9,8 +9,9 @@ use dtorrent_peers::rtorrent::{Address, Argument, Listen, Options};
 use serde_json::{Value, json};
 use sha1::Digest as _;
 
-use crate::harness::faulty::{FaultyServer, LOSSES};
-use crate::harness::recorder::{error_code, events_in};
+use crate::harness::faulty::{Fault, FaultyServer, LOSSES};
+use crate::harness::recorder::{Command, error_code, events_in};
+use crate::harness::scgi::ScgiProxy;
 use crate::harness::{Setup, World, can_run};
 
 fn contents() -> [Content; 2] {
@@ -226,4 +227,213 @@ async fn a_move_that_waits_for_the_check_of_another_torrent_leaves_its_own_runni
     let result = move_to(&world, content.hash, &new).await;
     assert_eq!(result["status"], "ok", "{result}");
     assert_empty(&world, content.hash, &new, "1", "1").await;
+}
+
+#[tokio::test]
+async fn a_move_whose_first_answer_was_lost_is_taken_back_to_the_directory_before_it() {
+    if !can_run() {
+        return;
+    }
+    let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
+    let server = "timeout = \"1s\"".to_owned();
+    let mut world = World::new(Setup { rtorrent, server, ..Setup::default() }).await;
+    let content = Content::file("unseen.iso", 50_000, 1);
+    content.write_to(&world.home.downloads).unwrap();
+    world.home.load(&content.torrent, true).await.unwrap();
+    world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
+    let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
+    let proxy = ScgiProxy::to(address).await;
+    let server = FaultyServer::to(proxy.address, Duration::from_secs(1), 1).await;
+    world.start_bridge_for(&[("home", &server.url())]).await;
+    // rTorrent looks in another directory below it, as one that has another view of the disk.
+    let odd = world.home.downloads.join("odd");
+    let elsewhere = odd.join("elsewhere");
+    std::fs::create_dir_all(&elsewhere).unwrap();
+    content.write_to(&odd).unwrap();
+    let text = |path: &Path| format!("<string>{}</string>", path.display()).leak();
+    proxy.replace(&[(text(&odd), text(&elsewhere))]);
+    server.fail_next("d.directory.set", Fault::CutAnswer, 1);
+    let result = move_to(&world, content.hash, &odd).await;
+    assert_eq!(error_code(&result), "precondition", "{result}");
+    assert!(result.to_string().contains("its directory is the old one again"), "{result}");
+    assert_eq!(server.count(Fault::CutAnswer), 1);
+    world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
+    world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
+    let directory = world.home.get(content.hash, "d.directory").await.unwrap();
+    assert_eq!(Path::new(&directory), world.home.downloads);
+}
+
+#[tokio::test]
+async fn torrents_whose_turn_does_not_come_within_the_ttl_of_their_move_stay_as_they_are() {
+    if !can_run() {
+        return;
+    }
+    let contents: Vec<Content> = (0..40).map(|n| Content::file(&format!("{n}.iso"), 20_000, n)).collect();
+    let world = World::seeding(Setup::default(), &contents).await;
+    let new = world.home.downloads.join("new");
+    let hashes: Vec<InfoHash> = contents.iter().map(|content| content.hash).collect();
+    let body = json!({"hashes": hashes, "directory": new, "ttl": "1s"});
+    let result = world.recorder.command("home/command/move", body).await;
+    assert_eq!(result["status"], "partial", "{result}");
+    let rows = result["results"].as_array().unwrap();
+    assert_eq!(rows.len(), contents.len(), "{result}");
+    for row in rows {
+        let hash = row["hash"].as_str().unwrap().parse().unwrap();
+        if row["status"] == "ok" {
+            assert_empty(&world, hash, &new, "1", "1").await;
+            continue;
+        }
+        assert_eq!(
+            (&row["error"]["code"], &row["error"]["retryable"]),
+            (&json!("precondition"), &json!(true)),
+            "{row}"
+        );
+        assert!(row["error"]["message"].as_str().unwrap().contains("it is as it was"), "{row}");
+        let directory = world.home.get(hash, "d.directory").await.unwrap();
+        assert_eq!(Path::new(&directory), world.home.downloads);
+        assert_eq!(world.home.get(hash, "d.is_active").await.unwrap(), "1");
+        assert_eq!(world.home.get(hash, "d.complete").await.unwrap(), "1");
+    }
+}
+
+/// Writes files of the same names and sizes, with other content.
+fn write_other(content: &Content, directory: &Path) {
+    for (file, bytes) in &content.files {
+        let path = directory.join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, vec![7; bytes.len()]).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn other_files_of_the_same_sizes_at_the_new_place_are_found_out_and_the_move_is_taken_back() {
+    if !can_run() {
+        return;
+    }
+    let contents = contents();
+    for (verb, state, active) in [("start", "1", "1"), ("pause", "1", "0"), ("stop", "0", "0")] {
+        let world = World::seeding(Setup::default(), &contents).await;
+        for content in &contents {
+            assert_eq!(world.recorder.command(&topic(content.hash, verb), Value::Null).await["status"], "ok");
+            let new = world.home.downloads.join("new");
+            write_other(content, &new);
+            let result = move_to(&world, content.hash, &new).await;
+            assert_eq!(error_code(&result), "precondition", "{verb}: {result}");
+            assert!(result.to_string().contains("bytes that it had"), "{verb}: {result}");
+            world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
+            world.home.wait_for(content.hash, "d.state", state).await.unwrap();
+            world.home.wait_for(content.hash, "d.is_active", active).await.unwrap();
+            let directory = world.home.get(content.hash, "d.directory").await.unwrap();
+            assert!(!Path::new(&directory).starts_with(&new), "{verb}: {directory}");
+            assert_eq!(world.home.get(content.hash, "d.message").await.unwrap(), "");
+        }
+    }
+}
+
+#[tokio::test]
+async fn content_that_somebody_has_moved_is_checked_at_its_new_place_and_complete() {
+    if !can_run() {
+        return;
+    }
+    let contents = contents();
+    let world = World::seeding(Setup::default(), &contents).await;
+    let new = world.home.downloads.join("new");
+    for content in &contents {
+        content.write_to(&new).unwrap();
+        let result = move_to(&world, content.hash, &new).await;
+        assert_eq!(result["status"], "ok", "{result}");
+        assert_eq!(world.home.get(content.hash, "d.complete").await.unwrap(), "1");
+        world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
+        assert!(Path::new(&world.home.get(content.hash, "d.directory").await.unwrap()).starts_with(&new));
+    }
+}
+
+#[tokio::test]
+async fn a_long_check_of_other_files_of_the_same_sizes_ends_before_the_result_says_what_is_there() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup { server: "timeout = \"1500ms\"".to_owned(), ..Setup::default() }).await;
+    let hash = load_large(&world).await;
+    world.start_bridge().await;
+    let new = world.home.downloads.join("new");
+    std::fs::create_dir(&new).unwrap();
+    let length = std::fs::metadata(world.home.downloads.join("large")).unwrap().len();
+    let other = std::fs::File::create(new.join("large")).unwrap();
+    // Its last piece is another one, all others are right.
+    std::os::unix::fs::FileExt::write_all_at(&other, b"x", length - 1).unwrap();
+    let result = move_to(&world, hash, &new).await;
+    assert_eq!(error_code(&result), "precondition", "{result}");
+    assert!(result.to_string().contains(&format!("of the {length} bytes that it had")), "{result}");
+    assert_eq!(world.home.get(hash, "d.complete").await.unwrap(), "0");
+    assert_eq!(world.home.get(hash, "d.hashing").await.unwrap(), "0");
+    assert!(Path::new(&world.home.get(hash, "d.directory").await.unwrap()).starts_with(&new));
+}
+
+#[tokio::test]
+async fn a_move_that_gives_way_to_a_check_of_another_torrent_leaves_its_own_where_it_was() {
+    if !can_run() {
+        return;
+    }
+    let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
+    let mut world = World::new(Setup { rtorrent, ..Setup::default() }).await;
+    let content = Content::file("one.iso", 50_000, 1);
+    content.write_to(&world.home.downloads).unwrap();
+    world.home.load(&content.torrent, true).await.unwrap();
+    world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
+    let large = load_large(&world).await;
+    let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
+    let proxy = ScgiProxy::to(address).await;
+    world.start_bridge_for(&[("home", &format!("scgi://{}", proxy.address))]).await;
+    // As if the other check had begun when the torrent was held already.
+    proxy.replace(&[("<string>d.is_hash_checking=</string>", "<string>d.hashing_failed=</string>")]);
+    world.home.act(large, "d.check_hash", &[]).await.unwrap();
+    let body = json!({"id": "late", "directory": world.home.downloads.join("new"), "ttl": "1s"});
+    world.recorder.send(Command::new(&format!("dtorrent/{}", topic(content.hash, "move")), body.to_string())).await;
+    world.home.wait_for(content.hash, "d.is_open", "0").await.unwrap();
+    proxy.replace(&[]);
+    let result = world.recorder.result("late").await;
+    assert_eq!(error_code(&result), "precondition", "{result}");
+    assert_eq!(result["error"]["retryable"], true, "{result}");
+    world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
+    let directory = world.home.get(content.hash, "d.directory").await.unwrap();
+    assert_eq!(Path::new(&directory), world.home.downloads);
+    assert_eq!(world.home.get(content.hash, "d.complete").await.unwrap(), "1");
+}
+
+#[tokio::test]
+async fn a_torrent_whose_move_ends_without_an_answer_goes_on_when_the_client_answers() {
+    if !can_run() {
+        return;
+    }
+    let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
+    let server = "timeout = \"1s\"".to_owned();
+    let mut world = World::new(Setup { rtorrent, server, ..Setup::default() }).await;
+    let content = Content::file("one.iso", 50_000, 1);
+    content.write_to(&world.home.downloads).unwrap();
+    world.home.load(&content.torrent, true).await.unwrap();
+    world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
+    let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
+    let server = FaultyServer::to(address, Duration::from_secs(1), 1).await;
+    world.start_bridge_for(&[("home", &server.url())]).await;
+    // rTorrent is held for the move, and hangs from then on.
+    server.fail_next("d.directory.set", Fault::SwallowAnswer, 1);
+    let body = json!({"id": "hangs", "directory": world.home.downloads.join("new"), "ttl": "1s"});
+    world.recorder.send(Command::new(&format!("dtorrent/{}", topic(content.hash, "move")), body.to_string())).await;
+    server.wait_for(Fault::SwallowAnswer, 1).await;
+    world.home.process().pause().unwrap();
+    let result = world.recorder.result_within(Duration::from_secs(60), "hangs").await;
+    assert_eq!(error_code(&result), "unconfirmed", "{result}");
+    world.home.process().unpause().unwrap();
+    world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
+    assert_empty(&world, content.hash, &world.home.downloads.join("new"), "1", "1").await;
+    let held = ["dtorrent_held", "dtorrent_home"];
+    for key in held {
+        let hash = content.hash.to_rpc();
+        let value = world.home.rpc.call("d.custom", &[Argument::Text(&hash), Argument::Text(key)]).await.unwrap();
+        assert_eq!(value, [""], "{key}");
+    }
+    let result = world.recorder.command(&topic(content.hash, "label"), json!({"label": "after"})).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    assert_eq!(world.database().unfinished_commands(), 0);
 }

@@ -118,6 +118,24 @@ async fn a_torrent_that_rtorrent_forgets_in_its_queue_of_checks_takes_commands()
 }
 
 #[tokio::test]
+async fn a_torrent_that_rtorrent_forgets_in_its_queue_of_checks_is_moved() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let hash = world.home.load(&twice(&world, "twice"), false).await.unwrap();
+    world.start_bridge().await;
+    world.home.act(hash, "d.check_hash", &[]).await.unwrap();
+    world.home.wait_for(hash, "d.hashing", "3").await.unwrap();
+    let new = world.home.downloads.join("new");
+    let result = world.recorder.command(&topic(hash, "move"), json!({"directory": new, "ttl": "20s"})).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    assert!(result["took_ms"].as_u64().unwrap() < 10_000, "{result}");
+    assert!(Path::new(&world.home.get(hash, "d.directory").await.unwrap()).starts_with(&new));
+    assert_eq!(world.home.get(hash, "d.state").await.unwrap(), "0");
+}
+
+#[tokio::test]
 async fn a_torrent_whose_check_failed_is_not_shown_as_being_checked() {
     if !can_run() {
         return;

@@ -60,4 +60,5 @@ mod unseen_content;
 mod unusual_torrents;
 mod verbs;
 mod webhooks;
+mod winding_up;
 mod wrong_ports;

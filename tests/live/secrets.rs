@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::http::{get, request};
 use crate::harness::receiver::{Answer, Receiver};
-use crate::harness::recorder::{Message, error_code};
+use crate::harness::recorder::{Command, Message, error_code};
 use crate::harness::{Setup, World, base64, can_run};
 
 const TOKEN: &str = "a token of more than sixteen characters";
@@ -298,6 +298,27 @@ async fn whole_announce_urls_are_for_sinks_and_tokens_with_the_right_to_them() {
     // Who reads the client itself sees them whole.
     let (code, out, _) = world.ask(&["trackers", &hash.to_string()], &[]).await;
     assert!(code == 0 && out.contains(PASSKEY), "{out}");
+}
+
+#[tokio::test]
+async fn a_sender_with_the_right_sees_whole_announce_urls_also_after_a_crash_of_the_bridge() {
+    if !can_run() {
+        return;
+    }
+    let sink = "commands = [\"get\", \"secrets\"]".to_owned();
+    let mut world = World::new(Setup { sink, server: "timeout = \"1s\"".to_owned(), ..Setup::default() }).await;
+    let (hash, torrent, urls) = tracked("whole");
+    world.home.load(&torrent, false).await.unwrap();
+    world.start_bridge().await;
+    world.home.process().pause().unwrap();
+    let body = json!({"id": "crash", "trackers": true});
+    let topic = format!("dtorrent/home/torrent/{hash}/command/get");
+    world.recorder.send(Command::new(&topic, body.to_string())).await;
+    world.database().until("the command is in the log", |database| database.unfinished_commands() == 1).await;
+    world.bridge().restart();
+    world.home.process().unpause().unwrap();
+    let result = world.recorder.result("crash").await;
+    assert_eq!(urls_of(&result), urls, "{result}");
 }
 
 /// A tracker that refuses, and repeats in its reason what it was asked.

@@ -302,6 +302,18 @@ impl CommandLog for DiskStore {
         Ok(())
     }
 
+    async fn set_begun(
+        &self,
+        server: Option<&ServerName>,
+        id: &CommandId,
+        begun: Vec<InfoHash>,
+    ) -> Result<(), StoreError> {
+        self.before_write().await?;
+        self.inner.set_begun(server, id, begun).await?;
+        self.after_synced_write().await;
+        Ok(())
+    }
+
     async fn finish_command(
         &self,
         server: Option<&ServerName>,

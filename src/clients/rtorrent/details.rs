@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::actions::forgotten;
 use super::calls::{Call, Fault, Value};
 use super::{RtorrentClient, map};
 use crate::model::{Details, File, InfoHash, Parts, Peer, TextLimit, Timestamp, Tracker, progress};
@@ -45,9 +46,12 @@ pub(super) async fn read(
 async fn read_one(client: &RtorrentClient, hash: InfoHash, parts: Parts) -> Result<Option<Details>, ClientError> {
     // The host of a tracker is part of the torrent itself, so the trackers are always read.
     let with_trackers = Parts { trackers: true, ..parts };
-    let Some((row, values)) = client.access().await.read_row(hash, part_calls(hash, with_trackers)).await? else {
+    let access = client.access().await;
+    let Some((mut row, values)) = access.read_row(hash, part_calls(hash, with_trackers)).await? else {
         return Ok(None);
     };
+    forgotten::mark(&access, [&mut row]).await?;
+    drop(access);
     let mut details = details(with_trackers, values);
     let trackers = details.trackers.take().unwrap_or_default();
     let host = map::tracker_host(trackers.iter().map(|tracker| (tracker.enabled, tracker.url.as_str())));

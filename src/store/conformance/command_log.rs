@@ -221,3 +221,30 @@ async fn a_crash_counts_for_commands_that_ran_and_a_clean_shutdown_does_not() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_command_with_torrents_that_it_has_begun_to_change_is_unfinished_behind_its_result() {
+    on_each(Options::default(), async |store, clock| {
+        let home = server("home");
+        let first = command("c1", "mqtt", clock.now());
+        record(store, first.clone(), None).await;
+        store.set_begun(Some(&home), &first.id, vec![hash(1), hash(2)]).await.unwrap();
+        let begun = LoggedCommand { begun: vec![hash(1), hash(2)], ..first.clone() };
+        assert_eq!(unfinished(store).await, std::slice::from_ref(&begun));
+        store.set_running(Some(&home), &first.id, true).await.unwrap();
+        let done = LoggedResult { status: OutcomeStatus::Error, body: Bytes::from_static(b"under way") };
+        store.finish_command(Some(&home), &first.id, done.clone()).await.unwrap();
+        store.end_earlier_run(false).await.unwrap();
+        let answered = LoggedCommand { is_answered: true, crashes: 1, ..begun };
+        assert_eq!(unfinished(store).await, std::slice::from_ref(&answered), "with its body");
+        clock.forward(Duration::from_secs(25 * 3600));
+        assert_eq!(record(store, command("c2", "mqtt", clock.now()), Some(done.clone())).await, Recorded::New);
+        assert_eq!(record(store, first.clone(), None).await, Recorded::Answered);
+        assert_eq!(unfinished(store).await, [answered]);
+        store.set_begun(Some(&home), &first.id, Vec::new()).await.unwrap();
+        assert!(unfinished(store).await.is_empty());
+        assert_eq!(record(store, first.clone(), None).await, Recorded::New, "its id is free again");
+        assert!(store.set_begun(None, &first.id, Vec::new()).await.is_err());
+    })
+    .await;
+}

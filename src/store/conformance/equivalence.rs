@@ -14,6 +14,7 @@ enum Step {
     Unregister { sink: u8, names: Vec<u8> },
     Record { server: Option<u8>, id: u8, origin: u8 },
     Start { server: Option<u8>, id: u8 },
+    SetBegun { server: Option<u8>, id: u8, torrents: u8 },
     Finish { server: Option<u8>, id: u8, result: u8 },
     Sent { number: i64 },
     SetScan { sink: u8, is_first_run: Option<bool> },
@@ -39,6 +40,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0..2u8, names()).prop_map(|(sink, names)| Step::Unregister { sink, names }),
         3 => (of(), 0..3u8, 0..2u8).prop_map(|(server, id, origin)| Step::Record { server, id, origin }),
         1 => (of(), 0..3u8).prop_map(|(server, id)| Step::Start { server, id }),
+        1 => (of(), 0..3u8, 0..3u8).prop_map(|(server, id, torrents)| Step::SetBegun { server, id, torrents }),
         2 => (of(), 0..3u8, any::<u8>()).prop_map(|(server, id, result)| Step::Finish { server, id, result }),
         1 => (0..5i64).prop_map(|number| Step::Sent { number }),
         2 => (0..2u8, prop::option::of(any::<bool>()))
@@ -113,6 +115,10 @@ async fn act(store: &dyn Store, step: &Step) -> String {
         Step::Start { server, id: number } => {
             let server = server.map(nth_server);
             format!("{:?}", store.start_command(server.as_ref(), &id(number)).await)
+        }
+        Step::SetBegun { server, id: number, torrents } => {
+            let (server, begun) = (server.map(nth_server), (0..torrents).map(hash).collect());
+            format!("{:?}", store.set_begun(server.as_ref(), &id(number), begun).await)
         }
         Step::Finish { server, id: number, result } => {
             let server = server.map(nth_server);

@@ -139,7 +139,10 @@ pub(super) fn command(id: &str, origin: &str, received_at: Timestamp) -> LoggedC
         received_at,
         expires_at: received_at.plus_millis(300_000),
         reply: Some(ReplyTo { topic: "a/b".to_owned(), correlation: Some(vec![0, 255]) }),
+        sees_secrets: true,
         is_started: false,
+        begun: Vec::new(),
+        is_answered: false,
         crashes: 0,
     }
 }

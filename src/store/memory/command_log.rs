@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::super::{COMMAND_MEMORY, COMMANDS_MAX, RESULTS_BYTES_MAX, WAITERS_MAX};
 use super::{MemoryStore, State, fits_page};
-use crate::model::{CommandId, ServerName, SinkName, Timestamp};
+use crate::model::{CommandId, InfoHash, ServerName, SinkName, Timestamp};
 use crate::port::{
     COMMANDS_BYTES, CommandLog, LoggedCommand, LoggedResult, RESULTS_BYTES, Recorded, ReplyTo, ResultBacklog,
     StoreError, UnsentResult,
@@ -41,6 +41,19 @@ impl CommandLog for MemoryStore {
         Ok(())
     }
 
+    async fn set_begun(
+        &self,
+        server: Option<&ServerName>,
+        id: &CommandId,
+        begun: Vec<InfoHash>,
+    ) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let command = state.command(server, id).ok_or_else(|| unknown(id))?;
+        command.logged.begun = begun;
+        command.drop_body();
+        Ok(())
+    }
+
     async fn finish_command(
         &self,
         server: Option<&ServerName>,
@@ -62,7 +75,7 @@ impl CommandLog for MemoryStore {
     }
 
     async fn end_earlier_run(&self, was_clean_shutdown: bool) -> Result<(), StoreError> {
-        for command in self.state().commands.iter_mut().filter(|command| command.result.is_none()) {
+        for command in self.state().commands.iter_mut().filter(|command| command.is_unfinished()) {
             let was_running = std::mem::take(&mut command.is_running);
             command.logged.crashes += u32::from(was_running && !was_clean_shutdown);
         }
@@ -71,7 +84,7 @@ impl CommandLog for MemoryStore {
 
     async fn servers_with_unfinished_commands(&self) -> Result<BTreeSet<Option<ServerName>>, StoreError> {
         let state = self.state();
-        let unfinished = state.commands.iter().filter(|command| command.result.is_none());
+        let unfinished = state.commands.iter().filter(|command| command.is_unfinished());
         Ok(unfinished.map(|command| command.logged.server.clone()).collect())
     }
 
@@ -82,7 +95,7 @@ impl CommandLog for MemoryStore {
     ) -> Result<Vec<(i64, LoggedCommand)>, StoreError> {
         let state = self.state();
         let is_meant = |command: &&Command| {
-            command.result.is_none() && command.number > after && command.logged.server.as_ref() == server
+            command.is_unfinished() && command.number > after && command.logged.server.as_ref() == server
         };
         let fits = fits_page(COMMANDS_BYTES, |command: &&Command| command.logged.body.len());
         let page = state.commands.iter().filter(is_meant).take_while(fits);
@@ -113,6 +126,17 @@ impl CommandLog for MemoryStore {
 }
 
 impl Command {
+    fn is_unfinished(&self) -> bool {
+        self.result.is_none() || !self.logged.begun.is_empty()
+    }
+
+    /// Drops the arguments of a command that has ended.
+    fn drop_body(&mut self) {
+        if !self.is_unfinished() {
+            self.logged.body = Bytes::new();
+        }
+    }
+
     /// Notes a further sender. The same address of the same sink gets one result, however often it asks.
     fn add_waiter(&mut self, sink: SinkName, reply: Option<ReplyTo>) -> Recorded {
         let waiter = (sink, reply);
@@ -162,7 +186,8 @@ impl State {
             return Ok(());
         }
         command.result = Some(result.body.clone());
-        command.logged.body = Bytes::new();
+        command.logged.is_answered = true;
+        command.drop_body();
         let LoggedCommand { origin, server, reply, .. } = command.logged.clone();
         let waiters = std::mem::take(&mut command.waiters);
         for (sink, reply) in std::iter::once((origin, reply)).chain(waiters) {
@@ -175,14 +200,15 @@ impl State {
     fn forget_commands(&mut self, now: Timestamp) {
         let is_old = |command: &Command| {
             let age_millis = u128::from(now.millis_since(command.logged.received_at));
-            command.result.is_some() && age_millis >= COMMAND_MEMORY.as_millis()
+            !command.is_unfinished() && age_millis >= COMMAND_MEMORY.as_millis()
         };
         self.commands.retain(|command| !is_old(command));
-        let finished = self.commands.iter().filter_map(|command| command.result.as_ref());
+        let is_finished = |command: &&Command| !command.is_unfinished();
+        let finished = self.commands.iter().filter(is_finished).filter_map(|command| command.result.as_ref());
         let (mut count, mut bytes) =
             finished.fold((0, 0), |(count, bytes), result| (count + 1, bytes + length(result)));
         self.commands.retain(|command| {
-            let Some(result) = &command.result else { return true };
+            let Some(result) = command.result.as_ref().filter(|_| !command.is_unfinished()) else { return true };
             let is_excess = count > COMMANDS_MAX || bytes > RESULTS_BYTES_MAX;
             if is_excess {
                 count -= 1;

@@ -48,6 +48,27 @@ impl CommandLog for SqliteStore {
             .await
     }
 
+    async fn set_begun(
+        &self,
+        server: Option<&ServerName>,
+        id: &CommandId,
+        begun: Vec<InfoHash>,
+    ) -> Result<(), StoreError> {
+        let (server, id) = (server.cloned(), id.clone());
+        self.writer
+            .ask(Mode::Synced, move |db| {
+                // The arguments of a command that has its result and has ended are of no use.
+                let sql = "UPDATE commands SET begun = ?3, \
+                           body = CASE WHEN ?3 IS NULL AND result IS NOT NULL THEN x'' ELSE body END \
+                           WHERE server = ?1 AND id = ?2";
+                match db.execute(sql, (key(server.as_ref()), id.as_str(), hashes_to_sql(&begun)))? {
+                    0 => Err(unknown(&id)),
+                    _ => Ok(()),
+                }
+            })
+            .await
+    }
+
     async fn finish_command(
         &self,
         server: Option<&ServerName>,
@@ -81,12 +102,13 @@ impl CommandLog for SqliteStore {
     }
 
     async fn end_earlier_run(&self, was_clean_shutdown: bool) -> Result<(), StoreError> {
-        let sql = "UPDATE commands SET is_running = 0, crashes = crashes + ?1 WHERE result IS NULL AND is_running";
+        let sql = "UPDATE commands SET is_running = 0, crashes = crashes + ?1 \
+                   WHERE (result IS NULL OR begun IS NOT NULL) AND is_running";
         self.writer.ask(Mode::Lazy, move |db| db.execute(sql, [!was_clean_shutdown]).map(drop)).await
     }
 
     async fn servers_with_unfinished_commands(&self) -> Result<BTreeSet<Option<ServerName>>, StoreError> {
-        let sql = "SELECT DISTINCT server FROM commands WHERE result IS NULL";
+        let sql = "SELECT DISTINCT server FROM commands WHERE result IS NULL OR begun IS NOT NULL";
         let read = |row: &Row<'_>| key_from_sql(row.get_ref(0)?.as_str()?);
         self.writer.ask(Mode::Read, move |db| Ok(db.query(sql, [], read)?)).await
     }
@@ -140,6 +162,15 @@ fn reply_from_sql(text: Option<&str>) -> rusqlite::Result<Option<ReplyTo>> {
     text.map(|text| serde_json::from_str(text).map_err(unreadable)).transpose()
 }
 
+fn hashes_to_sql(hashes: &[InfoHash]) -> Option<String> {
+    let hashes: Vec<String> = hashes.iter().map(InfoHash::to_string).collect();
+    (!hashes.is_empty()).then(|| hashes.join(" "))
+}
+
+fn hashes_from_sql(text: Option<&str>) -> rusqlite::Result<Vec<InfoHash>> {
+    text.unwrap_or_default().split_whitespace().map(|hash| hash.parse().map_err(unreadable)).collect()
+}
+
 fn status_to_sql(status: OutcomeStatus) -> String {
     let value = serde_json::to_value(status).expect("a status is plain JSON");
     value.as_str().expect("a status is a JSON string").to_owned()
@@ -163,23 +194,26 @@ fn record(db: &mut Db, command: &LoggedCommand, result: Option<&LoggedResult>) -
         received_at,
         expires_at,
         reply,
+        sees_secrets,
         is_started,
+        begun: _,
+        is_answered: _,
         crashes: _,
     } = command;
     let server = key(server.as_ref());
-    let sql = "SELECT result, received_at, digest FROM commands WHERE server = ?1 AND id = ?2";
+    let sql = "SELECT result, received_at, digest, begun IS NULL FROM commands WHERE server = ?1 AND id = ?2";
     let read = |row: &Row<'_>| {
         let digest = row.get::<_, Option<[u8; 32]>>(2)?.map(CommandDigest);
-        Ok((row.get::<_, Option<Vec<u8>>>(0)?, row.get::<_, i64>(1)?, digest))
+        Ok((row.get::<_, Option<Vec<u8>>>(0)?, row.get::<_, i64>(1)?, digest, row.get::<_, bool>(3)?))
     };
     let known = db.query_row(sql, (server, id.as_str()), read).optional()?;
     let reply = reply_to_sql(reply.as_ref());
     match known {
         // Older than is remembered, and not trimmed yet: the id is free again (I12).
-        Some((Some(_), received_at, _)) if received_at <= forgotten_until(db) => {
+        Some((Some(_), received_at, _, true)) if received_at <= forgotten_until(db) => {
             db.execute("DELETE FROM commands WHERE server = ?1 AND id = ?2", (server, id.as_str()))?;
         }
-        Some((_, _, known)) if command.differs_from(known) => return Ok(Recorded::IdTaken),
+        Some((_, _, known, _)) if command.differs_from(known) => return Ok(Recorded::IdTaken),
         Some((Some(result), ..)) => {
             queue_result(db, origin.as_str(), server, &result, reply.as_deref())?;
             return Ok(Recorded::Answered);
@@ -188,7 +222,8 @@ fn record(db: &mut Db, command: &LoggedCommand, result: Option<&LoggedResult>) -
         None => {}
     }
     let sql = "INSERT INTO commands (server, id, origin, hash, verb, body, received_at, expires_at, reply, is_started, \
-               status, result, digest) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
+               status, result, digest, sees_secrets) \
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
     // The arguments of a command that is not executed are of no use.
     let body: &[u8] = if result.is_some() { &[] } else { body };
     let values = params![
@@ -205,6 +240,7 @@ fn record(db: &mut Db, command: &LoggedCommand, result: Option<&LoggedResult>) -
         result.map(|result| status_to_sql(result.status)),
         result.map(|result| &result.body[..]),
         digest.map(|digest| digest.0),
+        sees_secrets,
     ];
     db.execute(sql, values)?;
     if let Some(result) = result {
@@ -254,7 +290,8 @@ fn finish(db: &Db, server: Option<&ServerName>, id: &CommandId, result: &LoggedR
         // The first result counts: it may have been sent already.
         return Ok(());
     }
-    let sql = "UPDATE commands SET status = ?3, result = ?4, body = x'' WHERE server = ?1 AND id = ?2";
+    let sql = "UPDATE commands SET status = ?3, result = ?4, body = CASE WHEN begun IS NULL THEN x'' ELSE body END \
+               WHERE server = ?1 AND id = ?2";
     db.execute(sql, (server, id.as_str(), status_to_sql(*status), result))?;
     queue_result(db, &origin, server, result, reply.as_deref())?;
     let sql = "INSERT INTO results (sink, server, body, reply) \
@@ -265,7 +302,8 @@ fn finish(db: &Db, server: Option<&ServerName>, id: &CommandId, result: &LoggedR
 
 fn unfinished(db: &Db, server: Option<&ServerName>, after: i64) -> Result<Vec<(i64, LoggedCommand)>, Failure> {
     let sql = "SELECT id, server, origin, hash, verb, body, received_at, expires_at, reply, is_started, digest, crashes, \
-               number FROM commands WHERE result IS NULL AND server = ?1 AND number > ?2 ORDER BY number";
+               number, begun, result IS NOT NULL, sees_secrets FROM commands \
+               WHERE (result IS NULL OR begun IS NOT NULL) AND server = ?1 AND number > ?2 ORDER BY number";
     let read = |row: &Row<'_>| {
         let command = LoggedCommand {
             id: CommandId::parse(row.get_ref(0)?.as_str()?).map_err(unreadable)?,
@@ -280,6 +318,9 @@ fn unfinished(db: &Db, server: Option<&ServerName>, after: i64) -> Result<Vec<(i
             is_started: row.get(9)?,
             digest: row.get::<_, Option<[u8; 32]>>(10)?.map(CommandDigest),
             crashes: row.get(11)?,
+            begun: hashes_from_sql(row.get_ref(13)?.as_str_or_null()?)?,
+            is_answered: row.get(14)?,
+            sees_secrets: row.get(15)?,
         };
         Ok((row.get(12)?, command))
     };
@@ -304,10 +345,10 @@ fn unsent(db: &Db, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<Unsent
 /// Forgets finished commands that are too old, and the oldest of too many bytes.
 pub(super) fn trim(db: &Db) -> Result<(), Failure> {
     let sql = "DELETE FROM commands WHERE number IN \
-               (SELECT number FROM commands WHERE result IS NOT NULL AND received_at <= ?1 LIMIT ?2)";
+               (SELECT number FROM commands WHERE result IS NOT NULL AND begun IS NULL AND received_at <= ?1 LIMIT ?2)";
     db.connection.execute(sql, (forgotten_until(db), TRIM_MAX))?;
     let sql = "DELETE FROM commands WHERE number IN (SELECT number FROM (SELECT number, sum(length(result)) OVER \
-               (ORDER BY number DESC) AS bytes FROM commands WHERE result IS NOT NULL) WHERE bytes > ?1)";
+               (ORDER BY number DESC) AS bytes FROM commands WHERE result IS NOT NULL AND begun IS NULL) WHERE bytes > ?1)";
     db.connection.execute(sql, [to_sql(RESULTS_BYTES_MAX)])?;
     Ok(())
 }
@@ -315,7 +356,7 @@ pub(super) fn trim(db: &Db) -> Result<(), Failure> {
 /// Forgets finished commands that came before the last `max`, a batch at a time: forgetting all that a flood left
 /// would delay writes for seconds.
 pub(super) fn trim_excess(db: &Db, max: u64) -> Result<(), Failure> {
-    let sql = "DELETE FROM commands WHERE number IN (SELECT number FROM commands WHERE result IS NOT NULL \
+    let sql = "DELETE FROM commands WHERE number IN (SELECT number FROM commands WHERE result IS NOT NULL AND begun IS NULL \
                AND number <= (SELECT max(number) FROM commands) - ?1 ORDER BY number LIMIT ?2)";
     db.execute(sql, (to_sql(max), TRIM_MAX)).map(drop)
 }

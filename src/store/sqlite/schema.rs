@@ -30,6 +30,7 @@ const STEPS: &[&str] = &[
     include_str!("steps/6_names.sql"),
     include_str!("steps/7_command_digest.sql"),
     include_str!("steps/8_command_crashes.sql"),
+    include_str!("steps/9_begun.sql"),
 ];
 
 /// Opens the directory's database, or creates one where there is none that can be used.

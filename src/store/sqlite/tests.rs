@@ -353,10 +353,19 @@ fn torn_copy(folder: &Path, cut: usize) -> tempfile::TempDir {
     other
 }
 
+/// Drops what the steps behind the sixth have added.
+const TO_FORMAT_6: &str = "
+    DROP INDEX unfinished_commands;
+    CREATE INDEX unfinished_commands ON commands (number) WHERE result IS NULL;
+    ALTER TABLE commands DROP COLUMN sees_secrets;
+    ALTER TABLE commands DROP COLUMN begun;
+    ALTER TABLE commands DROP COLUMN crashes;
+    ALTER TABLE commands DROP COLUMN is_running;
+    ALTER TABLE commands DROP COLUMN digest;";
+
 /// Gives tables and columns the names that they had before the sixth step.
 fn to_format_5(connection: &rusqlite::Connection) {
     let renames = "
-        ALTER TABLE commands DROP COLUMN crashes; ALTER TABLE commands DROP COLUMN is_running; ALTER TABLE commands DROP COLUMN digest;
         ALTER TABLE servers RENAME COLUMN has_commits TO is_used;
         ALTER TABLE servers RENAME COLUMN journal_reset TO reset;
         ALTER TABLE snapshot RENAME COLUMN diff_state TO memory;
@@ -372,6 +381,7 @@ fn to_format_5(connection: &rusqlite::Connection) {
         CREATE INDEX askers_of_command ON askers (server, id, number);
         DROP INDEX unfinished_commands;
         CREATE INDEX open_commands ON commands (number) WHERE result IS NULL;";
+    connection.execute_batch(TO_FORMAT_6).unwrap();
     connection.execute_batch(renames).unwrap();
     connection.pragma_update(None, "user_version", 5).unwrap();
 }
@@ -414,7 +424,7 @@ async fn a_file_of_the_format_before_the_renames_is_migrated_with_everything_in_
     assert_eq!(after.snapshot[&hash(1)].diff_state.load.as_deref(), Some("4711"));
     assert_eq!(store.read_after(&home, Seq(0), 9).await.unwrap(), entries);
     assert_eq!(store.load_sink(&mqtt).await.unwrap(), sink_before);
-    let of_before = LoggedCommand { digest: None, ..first.clone() };
+    let of_before = LoggedCommand { digest: None, sees_secrets: false, ..first.clone() };
     assert_eq!(unfinished(&store).await, [of_before]);
     let done = LoggedResult { status: OutcomeStatus::Ok, body: Bytes::from_static(b"done") };
     store.finish_command(Some(&home), &first.id, done).await.unwrap();
@@ -430,7 +440,7 @@ async fn a_file_of_the_format_without_digests_keeps_its_commands_and_tells_new_o
     store.close().await.unwrap();
     drop(store);
     let connection = rusqlite::Connection::open(folder.path().join("dtorrent.sqlite3")).unwrap();
-    connection.execute_batch("ALTER TABLE commands DROP COLUMN crashes; ALTER TABLE commands DROP COLUMN is_running; ALTER TABLE commands DROP COLUMN digest").unwrap();
+    connection.execute_batch(TO_FORMAT_6).unwrap();
     connection.pragma_update(None, "user_version", 6).unwrap();
     drop(connection);
 

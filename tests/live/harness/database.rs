@@ -29,9 +29,14 @@ impl StateDatabase {
         self.number("SELECT cursor FROM progress WHERE sink = ?1 AND server = ?2", &[sink, server])
     }
 
-    /// Returns the number of commands without a result.
+    /// Returns the number of commands without a result, or with torrents that they have begun to change.
     pub fn unfinished_commands(&self) -> u64 {
-        self.number("SELECT count(*) FROM commands WHERE result IS NULL", &[])
+        self.number("SELECT count(*) FROM commands WHERE result IS NULL OR begun IS NOT NULL", &[])
+    }
+
+    /// Returns the number of commands with torrents that they have begun to change.
+    pub fn begun_commands(&self) -> u64 {
+        self.number("SELECT count(*) FROM commands WHERE begun IS NOT NULL", &[])
     }
 
     /// Returns the number of commands that are recorded as running, and ran at so many crashes before.

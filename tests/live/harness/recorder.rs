@@ -234,6 +234,11 @@ impl Recorder {
         self.wait_for(&format!("the result of {id}"), |all| results_in(all, id).into_iter().next()).await
     }
 
+    /// Waits longer for the result with this id.
+    pub async fn result_within(&self, patience: Duration, id: &str) -> Value {
+        self.wait_within(patience, id, |all| results_in(all, id).into_iter().next()).await
+    }
+
     /// Returns all results with this id on result topics.
     pub fn results(&self, id: &str) -> Vec<Value> {
         results_in(&self.all(), id)

@@ -15,7 +15,7 @@ use crate::port::ClientError;
 const BEGIN_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Marks the rows of torrents that seem to wait for a check as failed, if rTorrent has forgotten them.
-pub(super) async fn mark<'r>(
+pub(in crate::clients::rtorrent) async fn mark<'r>(
     access: &Access<'_>,
     rows: impl IntoIterator<Item = &'r mut TorrentRow>,
 ) -> Result<(), ClientError> {

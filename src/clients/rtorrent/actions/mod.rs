@@ -22,7 +22,7 @@ mod add;
 mod announces;
 mod batch;
 mod custom;
-mod forgotten;
+pub(super) mod forgotten;
 mod large;
 mod rules;
 mod single;

@@ -192,9 +192,10 @@ impl<'a> SingleAction<'a> {
     ///
     /// The torrent is held first, because rTorrent silently closes one whose directory is set while it is open. If it cannot be
     /// in the new directory as it was, it gets its old one back, and stays held.
-    pub(super) async fn relocate(&self, Move { directory, recheck, .. }: &Move) -> Outcome {
+    pub(super) async fn relocate(&self, Move { directory, recheck, must_find, .. }: &Move) -> Outcome {
         check_directory(directory)?;
-        if *recheck {
+        // What finds its content may wait for its turn when it runs.
+        if *recheck && must_find.is_none() {
             self.check_may_be_checked().await?;
         }
         self.hold().await?;
@@ -222,7 +223,17 @@ impl<'a> SingleAction<'a> {
             let message = format!("its directory is {:?} after it was set", printable(now.as_bytes()));
             return Err(ClientError::Fault { message });
         }
-        let mut problem = if *recheck { self.check_held(was).await? } else { None };
+        let mut problem = None;
+        if *recheck {
+            problem = match self.check_held(was, *must_find).await {
+                // Let go on before its turn, it would stop where it finds nothing.
+                Err(busy @ ClientError::Busy { .. }) => {
+                    self.take_back(home, was).await?;
+                    return Err(busy);
+                }
+                checked => checked?,
+            };
+        }
         if problem.is_none() {
             // After the directory was seen to be right: a crash before this lets the command be repeated.
             self.release().await?;
@@ -254,7 +265,7 @@ impl<'a> SingleAction<'a> {
     /// on behind this.
     ///
     /// A start alone does not: rTorrent 0.9.8 stops a torrent that it takes for complete and that is not, with a message.
-    async fn check_held(&self, was: &str) -> Result<Option<String>, ClientError> {
+    async fn check_held(&self, was: &str, must_find: Option<u64>) -> Result<Option<String>, ClientError> {
         let mut current = self.read().await?;
         current.access.call_torrent(self.hash, &[self.call("d.check_hash")]).await?;
         let was_complete = current.row.complete;
@@ -269,17 +280,26 @@ impl<'a> SingleAction<'a> {
             if current.row.hashing_failed && !current.row.is_hash_checking {
                 return Ok(Some(problem_of(&current.row)));
             }
-            if !current.row.is_checking() {
-                let calls =
-                    [self.call("d.close"), self.call("d.message.set").text(""), self.call("d.save_full_session")];
-                return current.access.call_torrent(self.hash, &calls).await.map(|_| None);
+            let is_over = Instant::now() >= until;
+            if is_over {
+                forgotten::mark(&current.access, [&mut current.row]).await?;
             }
-            if Instant::now() >= until && was_complete && matches!(was, "running" | "paused") {
+            match (current.row.is_checking(), must_find) {
+                (true, _) if !is_over => {}
                 // It would be stopped at the end of the check. Nothing is there to be read, so it only waits.
-                return Err(behind_another_check());
-            }
-            if Instant::now() >= until {
-                return Ok(None);
+                (true, None) if was_complete && matches!(was, "running" | "paused") => {
+                    return Err(behind_another_check());
+                }
+                (true, _) => return Ok(None),
+                (false, Some(bytes)) if current.row.completed_bytes < bytes => {
+                    let found = current.row.completed_bytes;
+                    return Ok(Some(format!("it finds {found} of the {bytes} bytes that it had")));
+                }
+                (false, _) => {
+                    let calls =
+                        [self.call("d.close"), self.call("d.message.set").text(""), self.call("d.save_full_session")];
+                    return current.access.call_torrent(self.hash, &calls).await.map(|_| None);
+                }
             }
         }
     }

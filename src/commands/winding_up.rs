@@ -1,0 +1,98 @@
+//! What a command goes on with behind its result: torrents that it has begun to change, and that are neither as asked for nor
+//! as before, as far as is known.
+//!
+//! Such torrents are written down before the client and the files are touched, so a crash does not end this: the next run
+//! goes on. Until it has ended, no other command may touch them.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::execution::Execution;
+use super::queue::QueuedCommand;
+use super::request::{Request, Target};
+use super::results::{ResultBody, finish};
+use crate::log_throttle::retry_while_full;
+use crate::model::{CommandError, ErrorCode, InfoHash, OutcomeStatus};
+use crate::port::{LoggedCommand, StoreError};
+
+/// Time for what goes on behind a result, beyond which the torrents are let go on as they are.
+const WIND_UP_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+
+impl Execution<'_> {
+    /// Gives the command its result, and then ends with the torrents that it has begun to change.
+    pub(super) async fn finish(&self, body: ResultBody) -> Result<(), StoreError> {
+        let is_done = self.progress().begun.is_empty();
+        if is_done && self.was_begun.load(Ordering::Relaxed) {
+            self.note_begun(Vec::new()).await?;
+        }
+        self.answer(body).await?;
+        if is_done { Ok(()) } else { self.wind_up().await }
+    }
+
+    /// Gives the command its result.
+    pub(super) async fn answer(&self, body: ResultBody) -> Result<(), StoreError> {
+        finish(&self.parts.common, self.command, &self.queued.sender, body).await
+    }
+
+    /// Goes on, behind the result, with torrents that the command has begun to change and that are neither as asked for nor
+    /// as before, as far as is known.
+    ///
+    /// Each step may be repeated, so the command is executed once more for these, with time enough. What fails then is let go
+    /// on, and the log says why.
+    pub(super) async fn wind_up(&self) -> Result<(), StoreError> {
+        let begun = self.progress().begun.clone();
+        let Self { parts, queue, turns, command, request, queued, .. } = self;
+        if !begun.is_empty() {
+            let (server, id) = (&parts.server, &command.id);
+            warn!(%server, %id, torrents = ?begun, "command goes on behind its result");
+            queue.set_matched(id, &begun);
+            let now = parts.common.clock.now();
+            let expires_at = now.plus_millis(u64::try_from(WIND_UP_TIMEOUT.as_millis()).unwrap_or(u64::MAX));
+            let command = LoggedCommand { expires_at, is_started: true, begun: begun.clone(), ..(*command).clone() };
+            let request = Request { target: Target::Torrents(begun.clone()), if_status: None, ..(*request).clone() };
+            let queued = QueuedCommand::new(command, request, queued.sender.clone());
+            let again = Execution::new(parts, queue, turns, &queued);
+            let body = Box::pin(again.execute_or_panic()).await?;
+            again.note_end(&body);
+            let is_done =
+                |hash: &InfoHash| body.torrents.iter().any(|row| row.hash == *hash && row.status == OutcomeStatus::Ok);
+            for hash in begun.iter().filter(|hash| !is_done(hash)) {
+                again.release(*hash).await;
+            }
+        }
+        self.note_begun(Vec::new()).await
+    }
+
+    /// Logs how a command has ended that goes on behind its result.
+    pub(super) fn note_end(&self, ResultBody { status, error, .. }: &ResultBody) {
+        let (server, id, error) = (&self.parts.server, &self.command.id, error.as_ref().map(|error| &error.message));
+        if *status == OutcomeStatus::Ok {
+            info!(%server, %id, %status, "command ended after its result");
+        } else {
+            warn!(%server, %id, %status, error, "command ended after its result");
+        }
+    }
+
+    /// The result of a command that a crash has interrupted, and whose time is over since.
+    pub(super) fn interrupted(&self) -> ResultBody {
+        let goes_on = if self.command.begun.is_empty() {
+            ""
+        } else {
+            "; what it had begun to move or to delete is completed now"
+        };
+        let message = format!(
+            "the bridge was interrupted while the client was asked, and its time to live is over since{goes_on}"
+        );
+        ResultBody::failed(CommandError::new(ErrorCode::Unconfirmed, message))
+    }
+
+    /// Writes down which torrents it has begun to change.
+    pub(super) async fn note_begun(&self, begun: Vec<InfoHash>) -> Result<(), StoreError> {
+        let (server, id) = (self.command.server.as_ref(), &self.command.id);
+        self.queue.set_begun(id, &begun);
+        self.was_begun.store(!begun.is_empty(), Ordering::Relaxed);
+        retry_while_full("a command", || self.parts.common.store.set_begun(server, id, begun.clone())).await
+    }
+}

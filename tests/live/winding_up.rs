@@ -1,0 +1,168 @@
+//! Commands that have begun to move or delete torrents when the bridge is killed: the next run goes on, also behind a result.
+
+use std::path::Path;
+use std::time::Duration;
+
+use dtorrent_peers::InfoHash;
+use dtorrent_peers::content::Content;
+use dtorrent_peers::rtorrent::{Address, Argument, Listen, Options};
+use serde_json::{Value, json};
+
+use crate::harness::disk::FailingDisk;
+use crate::harness::faulty::{Fault, FaultyServer};
+use crate::harness::recorder::{Command, error_code};
+use crate::harness::{Setup, World, can_run};
+
+/// Longer than a time to live of a second and the time for its result.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn content() -> Content {
+    Content::folder("folder", &[("a", 2_000_000), ("sub/b", 2_000_000)], 1)
+}
+
+/// Starts everything, with a web server in front of rTorrent that loses answers.
+async fn behind_faults(content: &Content) -> (World, FaultyServer) {
+    let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
+    let (server, sink) = ("timeout = \"1s\"".to_owned(), "commands = [\"*\"]".to_owned());
+    let mut world = World::new(Setup { rtorrent, server, sink, ..Setup::default() }).await;
+    content.write_to(&world.home.downloads).unwrap();
+    world.home.load(&content.torrent, true).await.unwrap();
+    world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
+    let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
+    let server = FaultyServer::to(address, Duration::from_secs(1), 1).await;
+    world.start_bridge_for(&[("home", &server.url())]).await;
+    (world, server)
+}
+
+async fn send(world: &World, hash: InfoHash, verb: &str, mut body: Value) {
+    body["id"] = json!("begun");
+    body["ttl"] = json!("1s");
+    world.recorder.send(Command::new(&format!("dtorrent/home/torrent/{hash}/command/{verb}"), body.to_string())).await;
+}
+
+/// Waits until rTorrent loses the answer to a request that contains `text`, and lets it hang from then on.
+async fn hang(world: &mut World, server: &FaultyServer, fault: Fault) {
+    server.wait_for(fault, 1).await;
+    world.home.process().pause().unwrap();
+}
+
+/// Asserts that all of the content is in a directory, and nothing of it in another one, and that the torrent runs there.
+async fn assert_moved(world: &World, content: &Content, from: &Path, to: &Path) {
+    for (file, bytes) in &content.files {
+        assert_eq!(std::fs::read(to.join(file)).unwrap(), *bytes, "{file}");
+        assert!(!from.join(file).try_exists().unwrap(), "{file}");
+    }
+    world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
+    assert_eq!(world.home.get(content.hash, "d.complete").await.unwrap(), "1");
+    assert!(Path::new(&world.home.get(content.hash, "d.directory").await.unwrap()).starts_with(to));
+    let hash = content.hash.to_rpc();
+    let held =
+        world.home.rpc.call("d.custom", &[Argument::Text(&hash), Argument::Text("dtorrent_held")]).await.unwrap();
+    assert_eq!(held, [""]);
+}
+
+#[tokio::test]
+async fn a_move_that_was_answered_before_a_kill_goes_on_in_the_next_run() {
+    if !can_run() {
+        return;
+    }
+    let content = content();
+    let (mut world, server) = behind_faults(&content).await;
+    let (old, new) = (world.home.downloads.clone(), world.home.downloads.join("new"));
+    server.fail_next("d.directory.set", Fault::SwallowRequest, 1);
+    send(&world, content.hash, "move", json!({"directory": new, "data": true})).await;
+    hang(&mut world, &server, Fault::SwallowRequest).await;
+    let result = world.recorder.result_within(PATIENCE, "begun").await;
+    assert_eq!(error_code(&result), "unconfirmed", "{result}");
+    assert!(new.join("folder/a").is_file(), "the files are moved, and rTorrent does not know");
+    let mark = world.recorder.mark();
+    world.bridge().restart();
+    world.home.process().unpause().unwrap();
+    let moved = world.recorder.event_after(mark, "home", "moved", content.hash).await;
+    assert_eq!(moved["torrent"]["directory"], json!(new.join("folder")), "{moved}");
+    assert_moved(&world, &content, &old, &new).await;
+    world.database().until("the command has ended", |database| database.begun_commands() == 0).await;
+    assert!(world.recorder.results("begun").iter().all(|again| *again == result));
+    assert!(world.bridge().log().contains("command goes on behind its result"));
+}
+
+#[tokio::test]
+async fn a_delete_that_was_answered_before_a_kill_goes_on_in_the_next_run() {
+    if !can_run() {
+        return;
+    }
+    let content = content();
+    let (mut world, server) = behind_faults(&content).await;
+    server.fail_next("d.erase", Fault::SwallowRequest, 1);
+    send(&world, content.hash, "delete", json!({"data": true})).await;
+    hang(&mut world, &server, Fault::SwallowRequest).await;
+    let result = world.recorder.result_within(PATIENCE, "begun").await;
+    assert_eq!(error_code(&result), "unconfirmed", "{result}");
+    assert!(!world.home.downloads.join("folder").try_exists().unwrap(), "the files are gone, and the torrent is not");
+    let mark = world.recorder.mark();
+    world.bridge().restart();
+    world.home.process().unpause().unwrap();
+    world.recorder.event_after(mark, "home", "removed", content.hash).await;
+    assert!(world.home.hashes().await.unwrap().is_empty());
+    world.database().until("the command has ended", |database| database.begun_commands() == 0).await;
+    assert!(world.recorder.results("begun").iter().all(|again| *again == result));
+}
+
+#[tokio::test]
+async fn a_move_that_was_killed_while_it_copied_is_completed_also_after_its_time_to_live() {
+    if !can_run() {
+        return;
+    }
+    let content = content();
+    let mut world = World::seeding(Setup::default(), [&content]).await;
+    let (old, disk_folder) = (world.home.downloads.clone(), world.home.downloads.join("disk"));
+    let Some(disk) = FailingDisk::mount(&world.folder.join("image"), &disk_folder) else { return };
+    let new = disk_folder.join("new");
+    disk.freeze();
+    send(&world, content.hash, "move", json!({"directory": new, "data": true})).await;
+    world.database().until("the move has begun", |database| database.begun_commands() == 1).await;
+    world.home.wait_for(content.hash, "d.is_open", "0").await.unwrap();
+    // The kernel ends a process that waits for a disk when the disk goes on.
+    let pid = world.bridge().process().pid().to_string();
+    assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+    disk.thaw();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.bridge().restart();
+    let result = world.recorder.result_within(PATIENCE, "begun").await;
+    assert_eq!(error_code(&result), "unconfirmed", "{result}");
+    assert!(result.to_string().contains("is completed now"), "{result}");
+    world.database().until("the command has ended", |database| database.begun_commands() == 0).await;
+    assert_moved(&world, &content, &old, &new).await;
+}
+
+#[tokio::test]
+async fn a_file_of_somebody_else_is_not_taken_for_a_copy_after_a_kill_that_came_before_the_first_copy() {
+    if !can_run() {
+        return;
+    }
+    let contents = [content(), Content::folder("other", &[("a", 50_000)], 2)];
+    let mut world =
+        World::seeding(Setup { server: "timeout = \"1s\"".to_owned(), ..Setup::default() }, &contents).await;
+    let (old, disk_folder) = (world.home.downloads.clone(), world.home.downloads.join("disk"));
+    let Some(disk) = FailingDisk::mount(&world.folder.join("image"), &disk_folder) else { return };
+    let new = disk_folder.join("new");
+    // Of the right size, and not its content.
+    std::fs::create_dir_all(new.join("other")).unwrap();
+    std::fs::write(new.join("other/a"), [7; 50_000]).unwrap();
+    disk.freeze();
+    let hashes = [contents[0].hash, contents[1].hash];
+    let body = json!({"id": "begun", "hashes": hashes, "directory": new, "data": true, "ttl": "60s"});
+    world.recorder.send(Command::new("dtorrent/home/command/move", body.to_string())).await;
+    world.database().until("the move has begun", |database| database.begun_commands() == 1).await;
+    let pid = world.bridge().process().pid().to_string();
+    assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+    disk.thaw();
+    world.bridge().restart();
+    let result = world.recorder.result_within(PATIENCE, "begun").await;
+    assert_eq!(result["status"], "partial", "{result}");
+    assert!(result.to_string().contains("is there already and is left alone"), "{result}");
+    assert_moved(&world, &contents[0], &old, &new).await;
+    assert_eq!(std::fs::read(old.join("other/a")).unwrap(), contents[1].files[0].1);
+    assert_eq!(std::fs::read(new.join("other/a")).unwrap(), [7; 50_000]);
+    world.home.wait_for(contents[1].hash, "d.is_active", "1").await.unwrap();
+}
