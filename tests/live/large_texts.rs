@@ -3,12 +3,13 @@
 
 use dtorrent_peers::InfoHash;
 use dtorrent_peers::content::Content;
-use dtorrent_peers::rtorrent::Argument;
+use dtorrent_peers::rtorrent::{Address, Argument, Listen, Options};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use crate::harness::recorder::{Command, Message};
+use crate::harness::scgi::ScgiProxy;
 use crate::harness::{Setup, World, can_run};
 
 /// Longest name that is published (docs/reference.md).
@@ -105,6 +106,68 @@ async fn active_torrents_with_names_of_megabytes_in_short_folders_cost_neither_t
         assert!(name.len() <= NAME_BYTES && name.ends_with('…'), "{} bytes", name.len());
     }
     assert_eq!(world.home.hashes().await.unwrap().len(), 12, "rTorrent still runs");
+}
+
+/// Such an rTorrent cannot leave out long texts itself.
+#[tokio::test]
+async fn torrents_with_names_of_megabytes_do_not_cost_an_rtorrent_that_lacks_the_methods_of_the_guard() {
+    if !can_run() {
+        return;
+    }
+    let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
+    let mut world = World::new(Setup { rtorrent, ..Setup::default() }).await;
+    let mut hashes = Vec::new();
+    for number in 0..6 {
+        let name = format!("{number:02}{}", "é".repeat(9 << 19));
+        hashes.push(load_file(&world, &folder(&name, "http://127.0.0.1:9/announce")).await);
+    }
+    for number in 0..20 {
+        let content = Content::file(&format!("short-{number}"), 20_000, number);
+        hashes.push(world.home.load(&content.torrent, false).await.unwrap());
+    }
+    world.home.wait_until("all are loaded", async || Ok(world.home.hashes().await?.len() == 26)).await.unwrap();
+    let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
+    let proxy = ScgiProxy::to(address).await;
+    proxy.hide(&["match", "branch"]);
+    world.start_bridge_for(&[("home", &format!("scgi://{}", proxy.address))]).await;
+    for (number, hash) in hashes.iter().enumerate() {
+        let added = world.recorder.event("home", "added", *hash).await;
+        let name = added["torrent"]["name"].as_str().unwrap();
+        match number {
+            0..6 => assert!(name.len() <= NAME_BYTES && name.ends_with('…'), "{} bytes", name.len()),
+            _ => assert_eq!(name, format!("short-{}", number - 6)),
+        }
+    }
+    let labelled =
+        world.recorder.command(&format!("home/torrent/{}/command/label", hashes[10]), json!({"label": "a"})).await;
+    assert_eq!(labelled["status"], "ok", "{labelled}");
+    assert_eq!(world.home.hashes().await.unwrap().len(), 26, "rTorrent still runs");
+    assert!(!world.recorder.events("home").iter().any(|event| event["event_type"] == "server_offline"));
+}
+
+/// The answer with these would have more than 100 MiB.
+#[tokio::test]
+async fn torrents_that_are_tied_to_texts_of_megabytes_cost_neither_the_server_nor_rtorrent() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let limit = [Argument::Text(""), Argument::Text("2M")];
+    world.home.rpc.call("network.xmlrpc.size_limit.set", &limit).await.unwrap();
+    let tied = format!("magnet:?{}", "é".repeat(950_000));
+    let mut hashes = Vec::new();
+    for number in 0..64 {
+        let hash =
+            world.home.load(&Content::file(&format!("tied-{number}"), 20_000, number).torrent, false).await.unwrap();
+        world.home.act(hash, "d.tied_to_file.set", &[Argument::Text(&tied)]).await.unwrap();
+        hashes.push(hash);
+    }
+    world.start_bridge().await;
+    for hash in hashes {
+        let added = world.recorder.event("home", "added", hash).await;
+        assert!(added["torrent"]["name"].as_str().unwrap().starts_with("tied-"), "{added}");
+    }
+    assert_eq!(world.home.hashes().await.unwrap().len(), 64, "rTorrent still runs");
 }
 
 /// Answers every request of a tracker with this failure reason.

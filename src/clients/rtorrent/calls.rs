@@ -15,6 +15,7 @@ use crate::model::{Hook, HookKey, InfoHash, TextLimit};
 /// The methods that can be called, besides the readers of columns.
 const METHODS: &[&str] = &[
     "branch",
+    "cat",
     "d.check_hash",
     "d.close",
     "d.custom",

@@ -3,7 +3,7 @@
 //! The name comes from the torrent's maker, the message from a tracker, and neither rTorrent nor its protocol limits
 //! them: a name of 9 MB in eleven torrents makes a listing that rTorrent aborts on. So such a column is asked for on
 //! the condition that its text is short, and rTorrent answers [`LONG`] otherwise. Long texts are then read one by
-//! one ([`super::listing::long_texts`](super::listing)).
+//! one ([`super::listing::long_texts`](super::listing)), as is every text of an rTorrent that cannot check such a condition.
 //!
 //! `match` is a regular expression, which 0.9.8 compiles for each row in 0.1 µs per character that its pattern may match.
 //! A match therefore comes last, after conditions that cost a tenth: a text is empty, an earlier listing has shown that the load has
@@ -32,7 +32,10 @@ pub(super) const METHODS: &[&str] =
 
 /// A column with the condition under which rTorrent answers it.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Guard(Vec<String>);
+pub(super) struct Guard {
+    method: &'static str,
+    arguments: Vec<String>,
+}
 
 impl Guard {
     /// A guard that lets empty texts pass unseen.
@@ -50,6 +53,11 @@ impl Guard {
         Self::of(column, older_than(short_until).into_iter().chain([IS_ON_DISK.to_owned()]))
     }
 
+    /// A guard that lets no text pass, for an rTorrent that lacks one of [`METHODS`]: each is read by itself.
+    pub(super) fn left_out() -> Self {
+        Self { method: "cat", arguments: vec![LONG.to_owned()] }
+    }
+
     /// The guard of the URL of a tracker.
     pub(super) fn of_tracker_url() -> Self {
         Self::of("t.url=", [])
@@ -59,18 +67,18 @@ impl Guard {
     fn of(column: &str, conditions: impl IntoIterator<Item = String>) -> Self {
         let is_short = SHORT.map(|pattern| format!("match={column},{}", quoted(pattern)));
         let pass = conditions.into_iter().chain(is_short).flat_map(|condition| [condition, column.to_owned()]);
-        Self(pass.chain([format!("cat={LONG}")]).collect())
+        Self { method: "branch", arguments: pass.chain([format!("cat={LONG}")]).collect() }
     }
 
     /// Returns the column as an argument of a listing.
     pub(super) fn command(&self) -> String {
-        let arguments: Vec<String> = self.0.iter().map(|argument| quoted(argument)).collect();
-        format!("branch={}", arguments.join(","))
+        let arguments: Vec<String> = self.arguments.iter().map(|argument| quoted(argument)).collect();
+        format!("{}={}", self.method, arguments.join(","))
     }
 
     /// Returns the call that reads the column of one torrent.
     pub(super) fn call(&self, hash: InfoHash) -> Call {
-        self.0.iter().fold(Call::on(hash, "branch"), |call, argument| call.text(argument))
+        self.arguments.iter().fold(Call::on(hash, self.method), |call, argument| call.text(argument))
     }
 }
 

@@ -75,12 +75,13 @@ impl Probe {
     /// Loads older than `short_until`, by rTorrent's clock, are known to have a short name and directory.
     pub(super) fn fields(&self, extra: &ExtraColumns, short_until: Option<i64>) -> Vec<Field> {
         let has_guards = self.has_guards();
-        let own = COLUMNS.iter().copied().map(|column| match guard(column.method, short_until) {
-            Some(guard) if has_guards => Field::Guarded(column, guard),
-            _ => Field::Own(column),
+        let guard = |method| guard(method, short_until).map(|guard| if has_guards { guard } else { Guard::left_out() });
+        let own = COLUMNS.iter().copied().map(|column| match guard(column.method) {
+            Some(guard) => Field::Guarded(column, guard),
+            None => Field::Own(column),
         });
         let extra = extra.values().cloned().enumerate().map(|(place, column)| {
-            let guard = guard(column.method(), short_until).filter(|_| has_guards);
+            let guard = guard(column.method());
             Field::Extra(place, column, guard)
         });
         // Without a list only columns that every version has can be read, and `extra` need not be one.
@@ -100,7 +101,8 @@ fn guard(method: &str, short_until: Option<i64>) -> Option<Guard> {
         "d.base_filename" | "d.base_path" | "d.directory" | "d.directory_base" => {
             Some(Guard::of_path(&format!("{method}="), short_until))
         }
-        "d.message" => Some(Guard::unless_empty("d.message=")),
+        // A magnet link has no file, and whoever loads a torrent may have written anything there.
+        "d.message" | "d.tied_to_file" => Some(Guard::unless_empty(&format!("{method}="))),
         _ => None,
     }
 }
@@ -198,7 +200,7 @@ mod tests {
         let extra = [("a", "d.down.sequential="), ("b", "d.ratio=")];
         let extra = extra.map(|(name, text)| (name.into(), column(text).unwrap())).into();
         let commands = |probe: &Probe| probe.fields(&extra, None).iter().map(Field::command).collect::<Vec<_>>();
-        assert_eq!(commands(&probe), ["d.name=", "d.ratio="]);
+        assert_eq!(commands(&probe), [r#"cat="//""#, "d.ratio="], "the name is read by itself");
         probe.columns = None;
         assert_eq!(commands(&probe).len(), COLUMNS.len(), "without a list only what every version has");
     }

@@ -1,4 +1,6 @@
 //! Long texts of torrents, which rTorrent has left out of the listing: read one by one, once for each load.
+//!
+//! An rTorrent without guards leaves out all of them. Then none is known to be long, and a few are read together.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -16,6 +18,11 @@ use crate::port::ClientError;
 
 /// Long texts that are read for one listing, each in an exchange of its own; the others follow with the next ones.
 const READ_MAX: usize = 32;
+/// Texts of an rTorrent without guards that are read in one exchange: rTorrent aborts at 100 MiB, and no text is longer than
+/// the .torrent file that it comes from.
+const UNGUARDED_BATCH: usize = 4;
+/// Columns that stay the same as long as a torrent is loaded.
+const FIXED: [&str; 2] = ["d.name", "d.tied_to_file"];
 /// Time after which full listings read a message or directory again: they change without another load.
 const TEXT_AGE_MAX: Duration = Duration::from_secs(5 * 60);
 /// Whole seconds of rTorrent's clock, and what happens within a call may bear the one before.
@@ -49,17 +56,18 @@ impl LongTexts {
     /// Returns the text if it is known, and young enough where it may have changed.
     fn find(&self, key: TextKey, load: &str, age_max: Duration) -> Option<&KnownText> {
         let known = self.known.get(&key).filter(|known| known.load == load)?;
-        (key.1 == "d.name" || known.read_at.elapsed() < age_max).then_some(known)
+        (FIXED.contains(&key.1) || known.read_at.elapsed() < age_max).then_some(known)
     }
 }
 
 /// Returns the texts of a row that are guarded, by their columns.
-fn texts(row: &mut TorrentRow) -> [(&'static str, TextLimit, &mut String); 3] {
+fn texts(row: &mut TorrentRow) -> [(&'static str, TextLimit, &mut String); 4] {
     let TorrentRow { fixed, directory, message, .. } = row;
     [
         ("d.name", TextLimit::Name, &mut fixed.name),
         ("d.directory", TextLimit::Path, directory),
         ("d.message", TextLimit::Message, message),
+        ("d.tied_to_file", TextLimit::Path, &mut fixed.tied_to_file),
     ]
 }
 
@@ -70,12 +78,13 @@ pub(super) async fn fill(access: &Access<'_>, raw: &mut RawListing) -> Result<()
     let long = read(access, raw.rows.iter_mut().map(|(hash, row)| (*hash, row)), age_max).await?;
     if raw.covers == Covers::All {
         let texts = &mut access.client.state().listing.long_texts;
-        // A listing without the names says nothing about them.
-        let is_named = |(hash, method): &TextKey| {
-            raw.columns == Columns::Changing && *method == "d.name" && raw.rows.contains_key(hash)
+        // A listing without the fixed columns says nothing about them.
+        let is_fixed = |(hash, method): &TextKey| {
+            raw.columns == Columns::Changing && FIXED.contains(method) && raw.rows.contains_key(hash)
         };
-        texts.known.retain(|key, _| long.contains(key) || is_named(key));
-        let has_long_loads = long.iter().chain(texts.known.keys()).any(|(_, method)| *method != "d.message");
+        texts.known.retain(|key, _| long.contains(key) || is_fixed(key));
+        let is_of_load = |(_, method): &TextKey| matches!(*method, "d.name" | "d.directory");
+        let has_long_loads = long.iter().chain(texts.known.keys()).any(is_of_load);
         // With one long name all loads are asked for with the condition, for the sake of the one.
         texts.short_until = raw
             .counters
@@ -92,46 +101,65 @@ pub(in super::super) async fn read<'r>(
     rows: impl Iterator<Item = (InfoHash, &'r mut TorrentRow)>,
     age_max: Duration,
 ) -> Result<HashSet<TextKey>, ClientError> {
-    let mut long = HashSet::new();
-    let mut exchanges = 0;
+    let (mut long, mut unknown) = (HashSet::new(), Vec::new());
     for (hash, row) in rows {
         let load = row.local_id.clone();
         for (method, limit, text) in texts(row).into_iter().filter(|(_, _, text)| *text == LONG) {
             long.insert((hash, method));
-            let known = access
-                .client
-                .state()
-                .listing
-                .long_texts
-                .find((hash, method), &load, age_max)
-                .map(|known| known.text.clone());
-            *text = match known {
-                Some(text) => text,
-                None if exchanges == READ_MAX => UNREAD.to_owned(),
-                None => {
-                    exchanges += 1;
-                    read_one(access, (hash, method), limit, &load).await?
-                }
-            };
+            let state = access.client.state();
+            match state.listing.long_texts.find((hash, method), &load, age_max) {
+                Some(known) => *text = known.text.clone(),
+                None => unknown.push(LeftOut { key: (hash, method), load: load.clone(), limit, text }),
+            }
         }
+    }
+    if unknown.is_empty() {
+        return Ok(long);
+    }
+    let has_guards = access.probe().await?.has_guards();
+    let (batch, read_max) =
+        if has_guards { (1, READ_MAX.min(unknown.len())) } else { (UNGUARDED_BATCH, unknown.len()) };
+    let (read, later) = unknown.split_at_mut(read_max);
+    later.iter_mut().for_each(|left_out| UNREAD.clone_into(left_out.text));
+    for batch in read.chunks_mut(batch) {
+        read_together(access, batch).await?;
     }
     Ok(long)
 }
 
-async fn read_one(access: &Access<'_>, key: TextKey, limit: TextLimit, load: &str) -> Result<String, ClientError> {
-    let (hash, method) = key;
-    let text = match access.call_torrent(hash, &[Call::column(hash, method, None)]).await {
-        Ok(values) => {
-            values.first().and_then(|value| value.str()).map_or_else(String::new, |text| limit.cut(text).into_owned())
-        }
-        // One text that cannot be read is no reason to do without the others.
-        Err(ClientError::Protocol { .. } | ClientError::Fault { .. } | ClientError::UnknownHash(_)) => {
-            UNREAD.to_owned()
-        }
+/// A text that a listing has left out, and its place in the row.
+struct LeftOut<'r> {
+    key: TextKey,
+    load: String,
+    limit: TextLimit,
+    text: &'r mut String,
+}
+
+async fn read_together(access: &Access<'_>, texts: &mut [LeftOut<'_>]) -> Result<(), ClientError> {
+    let calls: Vec<Call> =
+        texts.iter().map(|LeftOut { key: (hash, method), .. }| Call::column(*hash, method, None)).collect();
+    let answers = match access.call(&calls).await {
+        Ok(answers) => answers,
+        // A text that cannot be read is no reason to do without the others.
+        Err(ClientError::Protocol { .. } | ClientError::Fault { .. }) => Vec::new(),
         Err(error) => return Err(error),
     };
-    warn!(server = %access.client.settings.server, %hash, method, bytes_max = limit.bytes_max(), "text too long, cut");
-    let known = KnownText { load: load.to_owned(), text: text.clone(), read_at: Instant::now() };
-    access.client.state().listing.long_texts.known.insert(key, known);
-    Ok(text)
+    let mut answers = answers.into_iter();
+    for LeftOut { key, load, limit, text } in texts {
+        let (hash, method) = *key;
+        **text = match answers.next() {
+            Some(Ok(value)) => {
+                let whole = value.str().unwrap_or_default();
+                let cut = limit.cut(whole);
+                if cut != whole {
+                    warn!(server = %access.client.settings.server, %hash, method, bytes_max = limit.bytes_max(), "text too long, cut");
+                }
+                cut.into_owned()
+            }
+            Some(Err(_)) | None => UNREAD.to_owned(),
+        };
+        let known = KnownText { load: load.clone(), text: text.clone(), read_at: Instant::now() };
+        access.client.state().listing.long_texts.known.insert(*key, known);
+    }
+    Ok(())
 }

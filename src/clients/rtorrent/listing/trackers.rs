@@ -17,6 +17,8 @@ use crate::port::ClientError;
 
 /// Torrents whose trackers are read one by one in a listing; each costs a walk over rTorrent's list.
 const SINGLY_MAX: usize = 64;
+/// The same of an rTorrent without guards, whose URLs may have megabytes.
+const UNGUARDED_MAX: usize = 4;
 /// Torrents up to which the trackers of all are read in one listing.
 const AT_ONCE_MAX: usize = 20_000;
 /// Trackers that are read in one exchange. Their URLs have 255 bytes at most ([`Guard`]), so the answer stays below what
@@ -80,9 +82,12 @@ pub(super) async fn hosts(access: &Access<'_>, probe: &Probe, raw: &RawListing) 
     let result = match unknown.len() {
         0 => return Ok(hosts),
         _ if is_paused => return Ok(hosts),
-        many if many > SINGLY_MAX && fit_at_once(raw) => hosts_at_once(access, probe).await,
+        many if many > SINGLY_MAX && fit_at_once(raw) && probe.has_guards() => hosts_at_once(access).await,
         // The others follow with the next listings.
-        _ => hosts_singly(access, probe, within_one_exchange(raw, &unknown)).await,
+        _ => {
+            let count_max = if probe.has_guards() { SINGLY_MAX } else { UNGUARDED_MAX };
+            hosts_singly(access, probe, within_one_exchange(raw, &unknown, count_max)).await
+        }
     };
     let ClientState { listing, interner, .. } = &mut *access.client.state();
     let cache = &mut listing.trackers;
@@ -112,16 +117,16 @@ fn fit_at_once(raw: &RawListing) -> bool {
 }
 
 /// Returns the first torrents, whose trackers fit into one answer.
-fn within_one_exchange<'h>(raw: &RawListing, hashes: &'h [InfoHash]) -> &'h [InfoHash] {
+fn within_one_exchange<'h>(raw: &RawListing, hashes: &'h [InfoHash], count_max: usize) -> &'h [InfoHash] {
     let sizes = hashes.iter().map(|hash| raw.rows.get(hash).map_or(0, |row| row.tracker_size));
     let sums = sizes.scan(0_u64, |sum, size| {
         *sum = sum.saturating_add(size);
         Some(*sum)
     });
-    &hashes[..sums.take(SINGLY_MAX).take_while(|sum| *sum <= TRACKERS_MAX).count()]
+    &hashes[..sums.take(count_max).take_while(|sum| *sum <= TRACKERS_MAX).count()]
 }
 
-/// Returns the column of the URL, which is left out if it is long: a tracker without a host then.
+/// Returns the column of the URL, which is left out if it is long: a tracker without a host then. Without guards it is not.
 fn url_column(probe: &Probe) -> String {
     if probe.has_guards() { Guard::of_tracker_url().command() } else { "t.url=".to_owned() }
 }
@@ -146,7 +151,7 @@ async fn hosts_singly(access: &Access<'_>, probe: &Probe, hashes: &[InfoHash]) -
 /// Separator of the trackers of a torrent in one text: for each `1` or `0`, its address, and this.
 const TRACKER_END: &str = "|||";
 
-async fn hosts_at_once(access: &Access<'_>, probe: &Probe) -> Result<Found, ClientError> {
+async fn hosts_at_once(access: &Access<'_>) -> Result<Found, ClientError> {
     struct HostReader(Found);
     impl Answers for HostReader {
         fn row(&mut self, _: usize, cells: &[Cell<'_>]) {
@@ -160,10 +165,7 @@ async fn hosts_at_once(access: &Access<'_>, probe: &Probe) -> Result<Found, Clie
         }
     }
     // One text for each torrent, because a column cannot be a list. A column is code: nothing but constants here.
-    let of_each = match probe.has_guards() {
-        true => quoted(&url_column(probe)),
-        false => url_column(probe),
-    };
+    let of_each = quoted(&Guard::of_tracker_url().command());
     let column =
         format!("cat={}", quoted(&format!("$t.multicall=d.hash=,t.is_enabled=,{of_each},cat={{{TRACKER_END}}}")));
     let body = xmlrpc::write(&[Call::global("d.multicall2").text("main").text("d.hash=").text(column)]);
