@@ -181,3 +181,59 @@ async fn data_that_rtorrent_may_not_read_is_taken_back_in_time() {
     let result = add(&world, &fine.torrent, &downloads.join("fine.iso"), true).await;
     assert_eq!(result["status"], "ok", "{result}");
 }
+
+#[tokio::test]
+async fn commands_for_content_that_rtorrent_may_not_read_any_more_have_their_results_in_time() {
+    if !can_run() {
+        return;
+    }
+    let launcher = ["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", "--"].map(str::to_owned).to_vec();
+    let rtorrent = rtorrent::Options { listen: Listen::Tcp, launcher, ..rtorrent::Options::default() };
+    let contents = [
+        Content::folder("folder", &[("a", 40_000), ("b", 40_000)], 1),
+        Content::folder("file", &[("a", 40_000), ("b", 40_000)], 2),
+        Content::file("single.iso", 40_000, 3),
+    ];
+    let sink = "commands = [\"*\"]".to_owned();
+    let world = World::seeding(Setup { rtorrent, sink, ..Setup::default() }, &contents).await;
+    let downloads = world.home.downloads.clone();
+    let topic = |content: &Content, verb: &str| format!("home/torrent/{}/command/{verb}", content.hash);
+    disk::give(&downloads, 1234);
+    for content in &contents {
+        let result = world.recorder.command(&topic(content, "stop"), Value::Null).await;
+        assert_eq!(result["status"], "ok", "{result}");
+    }
+    disk::close(&downloads.join("folder"));
+    for closed in ["file/b", "single.iso"] {
+        disk::close(&downloads.join(closed));
+        std::fs::set_permissions(downloads.join(closed), std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let (there, elsewhere) = (downloads.join("there"), downloads.join("elsewhere"));
+    for content in &contents {
+        for (verb, body) in [
+            ("recheck", json!({})),
+            ("start", json!({})),
+            ("pause", json!({})),
+            ("announce", json!({})),
+            ("stop", json!({})),
+            ("recheck", json!({})),
+            ("label", json!({"label": "new"})),
+            ("move", json!({"directory": there})),
+            ("move", json!({"directory": downloads})),
+            ("move", json!({"directory": elsewhere, "data": true})),
+            ("get", json!({"files": true})),
+            ("delete", json!({"data": true})),
+        ] {
+            let mut body = body.clone();
+            body["ttl"] = json!("3s");
+            let result = world.recorder.command(&topic(content, verb), body).await;
+            assert!(result["took_ms"].as_u64().unwrap() < 23_000, "{} {verb}: {result}", content.name);
+            let answers = matches!(verb, "label" | "get");
+            assert!(!answers || result["status"] == "ok", "{} {verb}: {result}", content.name);
+        }
+    }
+    let fine = Content::file("fine.iso", 40_000, 4);
+    fine.write_to(&downloads).unwrap();
+    let result = add(&world, &fine.torrent, &downloads.join("fine.iso"), true).await;
+    assert_eq!(result["status"], "ok", "nothing is held up: {result}");
+}

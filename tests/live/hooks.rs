@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dtorrent_peers::content::Content;
 use dtorrent_peers::process::free_port;
-use dtorrent_peers::rtorrent::{Argument, Options, Rtorrent};
+use dtorrent_peers::rtorrent::{Argument, Listen, Options, Rtorrent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
+use crate::harness::disk;
 use crate::harness::recorder::Message;
 use crate::harness::{Setup, World, can_run};
 
@@ -286,26 +287,70 @@ async fn hooks_may_write_to_a_folder_that_both_share_unless_everybody_may() {
     assert!(shared.join("main.home").try_exists().unwrap());
 }
 
-#[tokio::test]
-async fn a_server_whose_signal_file_is_something_else_runs_without_hooks() {
-    if !can_run() {
-        return;
-    }
-    let mut world = World::new(Setup::default()).await;
-    let (shared, precious) = (world.folder.join("shared"), world.folder.join("precious"));
-    std::fs::create_dir(&shared).unwrap();
-    std::fs::write(&precious, "precious").unwrap();
-    std::os::unix::fs::symlink(&precious, shared.join("main.home")).unwrap();
-    std::fs::set_permissions(&shared, Permissions::from_mode(0o770)).unwrap();
-    let url = world.home.url();
+/// Asserts that a bridge with a shared folder for signals runs without hooks, says so, and polls.
+async fn assert_without_hooks(world: &mut World, shared: &Path, mode: u32) {
+    std::fs::set_permissions(shared, Permissions::from_mode(mode)).unwrap();
     world.set_server_lines(&format!("hooks = true\ninterval = \"250ms\"\nhooks_dir = \"{}\"", shared.display()));
-    world.write_config(&[("home", &url)]);
     world.start_bridge().await;
     world.bridge().wait_for_log("file for hook signals cannot be used: no hooks").await;
     let topic = "dtorrent/bridge/main/health";
     let has_problem = |message: &Message| message.topic == topic && message.text().contains("file for their signals");
     world.recorder.wait_for(topic, |all| all.iter().any(has_problem).then_some(())).await;
-    assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious");
+    let content = Content::file("polled", 20_000, 7);
+    world.home.load(&content.torrent, false).await.unwrap();
+    world.recorder.event("home", "added", content.hash).await;
+    assert!(hooked_events(&world.home).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_server_whose_signal_file_is_something_else_runs_without_hooks() {
+    if !can_run() {
+        return;
+    }
+    for obstacle in ["link", "dangling link", "link to itself", "directory", "pipe"] {
+        let mut world = World::new(Setup::default()).await;
+        let (shared, precious) = (world.folder.join("shared"), world.folder.join("precious"));
+        std::fs::create_dir(&shared).unwrap();
+        std::fs::write(&precious, "precious").unwrap();
+        let file = shared.join("main.home");
+        let link = |target: &Path| std::os::unix::fs::symlink(target, &file).unwrap();
+        match obstacle {
+            "link" => link(&precious),
+            "dangling link" => link(&world.folder.join("nothing")),
+            "link to itself" => link(&file),
+            "directory" => std::fs::create_dir(&file).unwrap(),
+            _ => assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success()),
+        }
+        let before = std::fs::symlink_metadata(&file).unwrap().file_type();
+        assert_without_hooks(&mut world, &shared, 0o770).await;
+        assert_eq!(std::fs::symlink_metadata(&file).unwrap().file_type(), before, "{obstacle}");
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious", "{obstacle}");
+        assert!(!world.folder.join("nothing").try_exists().unwrap(), "{obstacle}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_whose_signal_folder_the_bridge_may_not_write_to_runs_without_hooks() {
+    if !can_run() {
+        return;
+    }
+    let launcher = ["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", "--"].map(str::to_owned).to_vec();
+    let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
+    for is_there in [true, false] {
+        let mut world =
+            World::new(Setup { launcher: launcher.clone(), rtorrent: rtorrent.clone(), ..Setup::default() }).await;
+        disk::give(&world.folder, 1234);
+        // Root's, and everybody may look into it.
+        let shared = world.folder.join("shared");
+        std::fs::create_dir(&shared).unwrap();
+        let file = shared.join("main.home");
+        if is_there {
+            std::fs::write(&file, "of root").unwrap();
+        }
+        assert_without_hooks(&mut world, &shared, 0o755).await;
+        assert_eq!(file.try_exists().unwrap(), is_there);
+        assert!(!is_there || std::fs::read_to_string(&file).unwrap() == "of root");
+    }
 }
 
 #[tokio::test]

@@ -13,6 +13,11 @@ const LABELS: &[&str] = &[
     "100%",
     "50% off",
     "50%41",
+    "50%20x",
+    "%25",
+    "%",
+    "%2",
+    "%%41",
     "%zz",
     "%ff",
     "%C3%BC",
@@ -82,9 +87,16 @@ async fn a_label_that_somebody_else_stored_is_read_leniently() {
     let content = Content::file("foreign", 20_000, 1);
     let hash = world.home.load(&content.torrent, false).await.unwrap();
     world.start_bridge().await;
-    for (stored, shown) in
-        [("100%", "100%"), ("50%25", "50%"), ("a%20b", "a b"), ("%ff", "%ff"), ("one,two%2C2", "one,two,2")]
-    {
+    for (stored, shown) in [
+        ("100%", "100%"),
+        ("50%25", "50%"),
+        ("%2525", "%25"),
+        ("%zz", "%zz"),
+        ("50%20x", "50 x"),
+        ("a%20b", "a b"),
+        ("%ff", "%ff"),
+        ("one,two%2C2", "one,two,2"),
+    ] {
         let mark = world.recorder.mark();
         world.home.act(hash, "d.custom1.set", &[dtorrent_peers::rtorrent::Argument::Text(stored)]).await.unwrap();
         let event = world.recorder.event_after(mark, "home", "label_changed", hash).await;

@@ -47,6 +47,7 @@ mod outages;
 mod picky_brokers;
 mod random_faults;
 mod real_names;
+mod refused_subscriptions;
 mod retained;
 mod rights;
 mod rpc_methods;

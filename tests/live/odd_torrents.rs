@@ -195,7 +195,13 @@ async fn an_unusual_torrent_that_rtorrent_loads_is_loaded() {
     for (what, bytes) in [
         ("an empty name first", fixture("path-empty-first")),
         ("an empty name between", folder("between", "6:lengthi20000e4:pathl1:a0:5:a.mkve")),
+        ("two empty names first", folder("first", "6:lengthi20000e4:pathl0:0:5:a.mkve")),
+        ("only one name that is not empty", folder("only", "6:lengthi20000e4:pathl0:3:sub0:5:a.mkve")),
         ("surplus piece hashes", fixture("pieces-too-many")),
+        ("one surplus piece hash", {
+            let pieces = format!("6:pieces60:{}", "x".repeat(60));
+            torrent(&format!("d6:lengthi20000e4:name7:surplus12:piece lengthi16384e{pieces}e"))
+        }),
         ("a tier that is a text alone", {
             let mut bytes = b"d13:announce-listl27:http://127.0.0.1:9/announcee4:info".to_vec();
             bytes.extend(info.replace("outer", "tiers").bytes().chain(*b"e"));

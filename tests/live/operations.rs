@@ -1,8 +1,10 @@
 //! What an operator sees: the log, the metrics, and the reason why a start fails.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 
+use dtorrent_peers::content::Content;
 use dtorrent_peers::process::free_port;
 use serde_json::json;
 
@@ -138,5 +140,65 @@ async fn the_log_says_when_a_client_is_reached_lost_and_back_and_warns_of_failed
         "{server=\"home\",verb=\"\",status=\"error\"} 1",
     ] {
         assert!(metrics.contains(&format!("dtorrent_commands_total{series}")), "{series} is not in {metrics}");
+    }
+}
+
+/// Returns everything below a folder that others than its owner have rights to.
+fn open_to_others(folder: &Path) -> Vec<(PathBuf, u32)> {
+    let (mut found, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        let entries = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        for path in entries.chain([folder.clone()]) {
+            let metadata = path.symlink_metadata().unwrap();
+            let mode = metadata.permissions().mode() & 0o7777;
+            let own = if metadata.is_dir() { 0o700 } else { 0o600 };
+            if mode != own {
+                found.push((path.clone(), mode));
+            }
+            if metadata.is_dir() && path != folder {
+                folders.push(path);
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn whatever_the_umask_all_that_the_bridge_makes_is_for_its_owner_alone() {
+    if !can_run() {
+        return;
+    }
+    for umask in ["000", "022", "077", "0277"] {
+        for is_there in [true, false] {
+            let launcher = vec!["sh".to_owned(), "-c".to_owned(), format!("umask {umask}; exec \"$0\" \"$@\"")];
+            let server = "hooks = true".to_owned();
+            let content = Content::file("one.iso", 20_000, 1);
+            let mut world = World::new(Setup { launcher, server, ..Setup::default() }).await;
+            if is_there {
+                std::fs::create_dir_all(world.data_dir().join("hooks")).unwrap();
+                std::fs::write(world.data_dir().join("hooks/main.home"), "").unwrap();
+                for folder in ["", "hooks"] {
+                    let everybody = std::fs::Permissions::from_mode(0o755);
+                    std::fs::set_permissions(world.data_dir().join(folder), everybody).unwrap();
+                }
+            }
+            world.start_bridge().await;
+            world.bridge().wait_for_log("hooks installed").await;
+            world.home.load(&content.torrent, false).await.unwrap();
+            world.recorder.event("home", "added", content.hash).await;
+            let names: BTreeSet<String> = std::fs::read_dir(world.data_dir())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            for name in ["dtorrent.sqlite3", "dtorrent.sqlite3-wal", "dtorrent.sqlite3-shm", "hooks"] {
+                assert!(names.contains(name), "{umask}: {names:?}");
+            }
+            assert_eq!(open_to_others(&world.data_dir()), [], "{umask}, while it runs");
+            let times = world.bridge().count_in_log("client reached");
+            world.bridge().restart();
+            world.bridge().wait_for_log_again(times, "client reached").await;
+            world.bridge().stop().await;
+            assert_eq!(open_to_others(&world.data_dir()), [], "{umask}, after a crash and a stop");
+        }
     }
 }

@@ -26,6 +26,8 @@ pub enum Mode {
     HoldPublishes(&'static str),
     /// Replaces everything by these bytes, then closes the connection.
     Say(Bytes),
+    /// Closes a connection in place of passing on an MQTT packet that contains this text.
+    CloseOver(&'static str),
     /// Replaces one reason code of PUBACK (MQTT 5) by another, without changing what the broker did.
     Reason {
         instead_of: u8,
@@ -206,6 +208,8 @@ async fn relay(
         let may_go = match &current {
             Mode::Pass if is_mqtt && !has_ended => before_packet(&held, NONE),
             Mode::Reason { .. } => before_packet(&held, NONE),
+            Mode::CloseOver(text) if memchr::memmem::find(&held, text.as_bytes()).is_some() => 0,
+            Mode::CloseOver(_) => before_packet(&held, NONE),
             Mode::Pass => held.len(),
             Mode::Bytes(limit) => held.len().min(usize::try_from(limit.saturating_sub(passed)).unwrap_or(usize::MAX)),
             Mode::Hold | Mode::Say(_) => 0,
@@ -222,6 +226,7 @@ async fn relay(
         passed += may_go as u64;
         let is_over = match &current {
             Mode::Bytes(limit) => passed >= *limit && (!held.is_empty() || has_ended),
+            Mode::CloseOver(_) => may_go == 0 && before_packet(&held, NONE) > 0,
             Mode::Say(words) if !held.is_empty() => {
                 drop(to.write_all(words).await);
                 true
