@@ -274,7 +274,7 @@ async fn receivers_that_are_away_and_slow_readers_hold_small_pages_of_a_journal_
     let mut world = World::running(with_memory(32, Setup { http, sink, ..Setup::default() })).await;
     world.recorder.server_event_after(0, "attic", "snapshot_done").await;
     let mut readers = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..20 {
         readers.push(http::Listener::listen_with_small_buffer(port).await);
     }
     let before = world.bridge().peak_bytes();
