@@ -15,7 +15,7 @@ use std::time::Duration;
 use dtorrent::clients::rtorrent;
 use dtorrent::config::{self, Broker, BrokerKind, Client, Config, ConfigErrors, Flag, LogFormat, Server, Sources};
 use dtorrent::model::{Kind, Retain, Verb};
-use dtorrent::sinks::{mqtt, nats};
+use dtorrent::sinks::{mqtt, nats, webhook};
 use jsonschema::Validator;
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
@@ -254,7 +254,7 @@ extra = { x = "execute=" }
 client = "exec"
 [brokers.home]
 kind = "mqtt"
-url = "mqtt://me:sesame@host"
+url = "mqtt://me:ses/ame@host"
 password = 12345
 version = "4"
 prefix = "a/+"
@@ -266,7 +266,7 @@ cert_file = "/nonexistent.pem"
 normal_upload = "fast"
 [brokers.bus]
 kind = "nats"
-url = ["nats://me:sesame@host", "mqtt://x"]
+url = ["nats://me:sesame%ff@host", "mqtt://x"]
 token = "t"
 nkey_file = "/nonexistent.nk"
 replicas = 7
@@ -303,7 +303,7 @@ x.toml:17: servers.a.roots: `/a/../b` is not an absolute path; write directories
 x.toml:18: servers.a.extra: `execute=`: `execute` is not among the values that can be read (like `d.throttle_name=`, `d.ratio=`, `d.custom2=` or `d.custom=my-tag`); commands and expensive ones are left out on purpose
 x.toml:19: servers.b.command: is missing; write command = ["./my-client", "an argument"]
 x.toml:21: brokers.home.key_file: is missing; cert_file needs the key of the certificate: write both or none
-x.toml:23: brokers.home.url: the URL contains a user name, password or token; move them to `username` and `password_file`
+x.toml:23: brokers.home.url: contains a login with `/`, `?` or `#`; write `/` as %2F, `?` as %3F and `#` as %23, or use `username` and `password_file`
 x.toml:24: brokers.home.password: is a number, not a string; write password = "…", in quotes
 x.toml:25: brokers.home.version: `4` is an unknown value; write "auto" or "5" or "3.1.1"
 x.toml:26: brokers.home.prefix: the prefix contains a wildcard of MQTT (`+` or `#`); use other characters
@@ -313,12 +313,12 @@ x.toml:28: brokers.home.events: `done` is an unknown kind of event; known: *, KI
 x.toml:29: brokers.home.commands: `-explode` is an unknown command; known: *, pause, resume, start, stop, delete, add, recheck, announce, label, priority, get, list, move, throttle, file_priority, trackers, limits, resync, rpc, log_level, delete_data, secrets; a `-` before one removes it
 x.toml:30: brokers.home.cert_file: `/nonexistent.pem` cannot be read: No such file or directory (os error 2); name a file that this user may read; a relative path starts at the working directory
 x.toml:32: brokers.home.home_assistant.normal_upload: `fast` is not a rate; write bytes a second with a unit, as in "500kB" or "2MiB"; "0" is no limit
-x.toml:35: brokers.bus.url: the URL contains a user name, password or token; move them to `username` and `password_file`
+x.toml:35: brokers.bus.url: contains a login that is not UTF-8; write it in `username` and `password_file`
 x.toml:35: brokers.bus.url: unknown scheme; write nats://host or tls://host
 x.toml:37: brokers.bus.nkey_file: `/nonexistent.nk` cannot be read: No such file or directory (os error 2); name a file that this user may read; a relative path starts at the working directory
 x.toml:38: brokers.bus.replicas: is not a whole number in its range; write a whole number from 1 to 5, without quotes
 x.toml:39: brokers.bus.retain: is not a key of kind = "nats"; remove it, or write kind = "mqtt"
-x.toml:41: webhooks.x.url: the URL contains a user name or password; move them to `username` and `password_file`
+x.toml:49: webhooks.x.username: and the login in `url` are both given; keep one of them
 x.toml:42: webhooks.x.format: `xml` is an unknown value; write "standard" or "dtorrent" or "ntfy" or "discord" or "slack" or "apprise"
 x.toml:43: webhooks.x.secret: is not a webhook secret; write whsec_ and 24 to 64 random bytes in base64 (`echo whsec_$(openssl rand -base64 32)`), separate several with a space
 x.toml:44: webhooks.x.servers: `z` is an unknown server; known: *, a, b
@@ -886,6 +886,74 @@ fn a_nats_system_is_one_server_or_a_list_and_has_one_login() {
     }
     let snapshot = parse(&format!("instance = \"event\"\n{}", bus("url = \"nats://a\""))).unwrap_err().to_string();
     assert!(snapshot.contains("its subjects would look like events"), "{snapshot}");
+}
+
+/// A password with every character that means something in a URL, and as it is written there.
+const ODD: (&str, &str) = ("p:@/?#%&+ ü", "p:%40%2F%3F%23%25&+%20ü");
+
+#[test]
+fn a_login_in_a_url_is_that_of_the_keys_and_never_shown() {
+    let broker = |lines: &str| format!("{SERVER}[brokers.bus]\nkind = \"mqtt\"\n{lines}");
+    let login = |config: &Config| {
+        let BrokerKind::Mqtt(mqtt) = &config.brokers.values().next().unwrap().kind else { unreachable!("it is MQTT") };
+        assert_eq!(mqtt.url.to_string(), "mqtt://h:1883");
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("p:@/") && !shown.contains("sesame"), "{shown}");
+        (mqtt.username.clone(), mqtt.password.as_ref().map(|password| password.expose_secret().to_owned()))
+    };
+    let texts = |user: &str, password: &str| (Some(user.to_owned()), Some(password.to_owned()));
+    let (odd, written) = ODD;
+    for (lines, expected) in [
+        (format!("url = \"mqtt://me%40home:{written}@h\""), texts("me@home", odd)),
+        (format!("url = \"mqtt://h\"\nusername = \"me@home\"\npassword = \"{odd}\""), texts("me@home", odd)),
+        ("url = \"mqtt://me@h\"\npassword = \"sesame\"".to_owned(), texts("me", "sesame")),
+        ("url = \"mqtt://me:100%@h\"".to_owned(), texts("me", "100%")),
+        ("url = \"mqtt://a@b:sesame@h\"".to_owned(), texts("a@b", "sesame")),
+        ("url = \"mqtt://:sesame@h\"\nusername = \"me\"".to_owned(), texts("me", "sesame")),
+        ("url = \"mqtt://@h\"".to_owned(), (None, None)),
+        ("url = \"mqtt://:@h/\"".to_owned(), (None, None)),
+    ] {
+        assert_eq!(login(&parsed(&broker(&lines))), expected, "{lines}");
+    }
+    let higher = [("DTORRENT_BROKERS__BUS__PASSWORD", "other words")];
+    assert_eq!(login(&loaded(&broker("url = \"mqtt://me:sesame@h\""), &higher)), texts("me", "other words"));
+    for (lines, expected) in [
+        ("url = \"mqtt://me:sesame@h\"\nusername = \"me\"", "brokers.bus.username: and the login in `url`"),
+        ("url = \"mqtt://me:sesame@h\"\npassword = \"x\"", "brokers.bus.password: and the login in `url`"),
+        ("url = \"mqtt://:sesame@h\"", "brokers.bus.username: is missing"),
+        ("url = \"mqtt://me:ses?ame@h\"", "with `/`, `?` or `#`"),
+    ] {
+        let faults = faults(&broker(lines), &[]).join("\n");
+        assert!(faults.contains(expected) && !faults.contains("sesame") && !faults.contains("ses?ame"), "{faults}");
+    }
+}
+
+#[test]
+fn a_login_in_the_url_of_a_client_a_webhook_or_nats_is_taken_too() {
+    let (odd, written) = ODD;
+    let config = parsed(&format!(
+        "[servers.x]\nurl = \"https://me:{written}@h/RPC2\"\n[webhooks.w]\nurl = \"https://me:{written}@h/hook\"\n"
+    ));
+    let client = rtorrent(&config);
+    assert_eq!((client.username.as_deref(), client.password.as_ref().unwrap().expose_secret()), (Some("me"), odd));
+    assert_eq!(client.endpoint.to_string(), "https://h/RPC2");
+    let webhook = &config.webhooks.values().next().unwrap().settings;
+    let Some(webhook::Login::User { name, password }) = &webhook.login else { unreachable!("{:?}", webhook.login) };
+    assert_eq!((name.as_str(), password.expose_secret()), ("me", odd));
+    let bus = |more: &str| format!("{SERVER}[brokers.bus]\nkind = \"nats\"\n{more}");
+    let token = parsed(&bus("url = [\"nats://sesame@a\", \"nats://b\"]"));
+    assert!(matches!(&nats(&token).login, nats::Login::Token(token) if token.expose_secret() == "sesame"));
+    let user = parsed(&bus(&format!("url = \"tls://me:{written}@a\"")));
+    assert!(matches!(&nats(&user).login, nats::Login::User { password, .. } if password.expose_secret() == odd));
+    for (lines, expected) in [
+        ("url = [\"nats://a:1@x\", \"nats://b:1@y\"]", "brokers.bus.url: contains different logins"),
+        ("url = \"nats://sesame@a\"\ntoken = \"t\"", "brokers.bus.token: and `url` are two ways to log in"),
+    ] {
+        let faults = faults(&bus(lines), &[]).join("\n");
+        assert!(faults.contains(expected) && !faults.contains("sesame"), "{faults}");
+    }
+    let faults = faults("[servers.x]\nurl = \"scgi://me:sesame@h:5000\"", &[]).join("\n");
+    assert!(faults.contains("servers.x.url: ") && !faults.contains("sesame"), "{faults}");
 }
 
 #[test]

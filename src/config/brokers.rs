@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use super::checked::{Broker, BrokerKind};
 use super::choose::{Rights, commands, events, servers};
+use super::login::{UrlLogin, login, take_login};
 use super::read::{Fault, Table};
-use super::secret::{mask_words, read_file, secret, warn_of_readers};
-use super::values::{certificates, client_cert, login, rate, topic, torrents};
+use super::secret::{mask_words, note_secret, read_file, secret, warn_of_readers};
+use super::values::{certificates, client_cert, rate, topic, torrents};
+use secrecy::ExposeSecret as _;
+
 use crate::model::{Retain, ServerName, SinkName, Verb};
 use crate::sinks::mqtt::settings::{self as mqtt, BrokerUrl, HomeAssistant, Limits, Prefix, Version};
 use crate::sinks::nats::settings::{self as nats, InvalidText, Login, RESERVED_INSTANCE, ServerUrl};
@@ -78,8 +81,12 @@ fn mqtt(
     commands: Option<&Rights>,
 ) -> Option<mqtt::Settings> {
     // All keys are read before the first `?`, so that every error is reported at once. So in the functions below.
-    let url = table.parsed("url", BrokerUrl::parse);
-    let (username, password) = login(table);
+    let mut in_url = None;
+    let url = table.parsed("url", |text| BrokerUrl::parse(&take_login(text, &mut in_url)?).map_err(Fault::from));
+    if let Some(query) = url.as_ref().and_then(|url| url.query.as_deref()) {
+        table.mask(|mask| mask.add(query));
+    }
+    let (username, password) = login(table, in_url);
     let ca_pem = table.parsed("ca_file", certificates);
     let client_cert = client_cert(table);
     let version = table.choice("version", &Version::NAMES);
@@ -139,8 +146,9 @@ fn nats(
         let wrong = format!("does not go with instance = \"{instance}\": its subjects would look like events");
         table.fault("kind", Fault::new(wrong, "give the bridge another instance name"));
     }
-    let urls = table.each("url", table.one_or_more("url"), ServerUrl::parse);
-    let login = nats_login(table);
+    let (texts, in_url) = without_logins(table, table.one_or_more("url"));
+    let urls = table.each("url", texts, ServerUrl::parse);
+    let login = nats_login(table, in_url);
     let ca_pem = table.parsed("ca_file", certificates);
     let client_cert = client_cert(table);
     let prefix = table.parsed("prefix", Prefix::of_subjects);
@@ -159,7 +167,23 @@ fn nats(
     })
 }
 
-fn nats_login(table: &Table<'_>) -> Login {
+/// Takes the logins out of the URLs of one system, all of which have to be the same.
+fn without_logins(table: &Table<'_>, texts: Option<Vec<String>>) -> (Option<Vec<String>>, Option<UrlLogin>) {
+    let mut logins = Vec::new();
+    let mut without_login = |text: String| {
+        let mut login = None;
+        let text = take_login(&text, &mut login).map_err(|fault| table.fault("url", fault)).ok();
+        logins.extend(login);
+        text
+    };
+    let texts = texts.map(|texts| texts.into_iter().filter_map(&mut without_login).collect());
+    if logins.iter().any(|login| !login.is_same(&logins[0])) {
+        table.fault("url", Fault::new("contains different logins", "write the login once, with the first URL"));
+    }
+    (texts, logins.into_iter().next())
+}
+
+fn nats_login(table: &Table<'_>, in_url: Option<UrlLogin>) -> Login {
     let from_file = |key: &str, parse: fn(&str) -> Result<Login, InvalidText>| {
         table.parsed(key, |path| {
             warn_of_readers(table, key, path.as_ref());
@@ -172,8 +196,15 @@ fn nats_login(table: &Table<'_>) -> Login {
             })
         })
     };
-    let (username, password) = login(table);
+    // As NATS has it, a word alone is a token.
+    let token_in_url =
+        in_url.as_ref().and_then(UrlLogin::word).filter(|_| !table.has("password") && !table.has("password_file"));
+    let (username, password) = login(table, in_url.filter(|_| token_in_url.is_none()));
+    if let Some(token) = &token_in_url {
+        note_secret(table, "url", token.expose_secret());
+    }
     let logins = [
+        ("url", token_in_url.map(Login::Token)),
         ("username", username.map(|name| Login::User { name, password: password.unwrap_or_default() })),
         ("token", secret(table, "token").map(Login::Token)),
         ("nkey_file", from_file("nkey_file", Login::parse_nkey)),
@@ -183,7 +214,10 @@ fn nats_login(table: &Table<'_>) -> Login {
     let Some((first, login)) = given.next() else { return Login::None };
     if let Some((second, _)) = given.next() {
         let wrong = format!("and `{first}` are two ways to log in");
-        table.fault(second, Fault::new(wrong, "keep one of username, token, nkey_file and creds_file"));
+        table.fault(
+            second,
+            Fault::new(wrong, "keep one of username, token, nkey_file, creds_file and a login in the URL"),
+        );
     }
     login
 }

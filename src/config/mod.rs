@@ -21,6 +21,7 @@ mod error;
 mod file;
 pub mod keys;
 mod log;
+mod login;
 mod read;
 mod root;
 mod schema;

@@ -50,13 +50,17 @@ pub fn warn_of_readers(table: &Table<'_>, key: &str, file: &Path) {
 /// Reads a secret, which is masked from then on; see [`secret_and_key`].
 pub fn secret(table: &Table<'_>, name: &str) -> Option<SecretString> {
     let (secret, key) = secret_and_key(table, name)?;
-    let text = secret.expose_secret();
+    note_secret(table, &key, secret.expose_secret());
+    Some(secret)
+}
+
+/// Masks the secret of a key from now on, and warns of a short one.
+pub fn note_secret(table: &Table<'_>, key: &str, text: &str) {
     table.mask(|mask| mask.add(text));
     if text.chars().count() < ANYWHERE_CHARS_MIN {
         let wrong = format!("has fewer than {ANYWHERE_CHARS_MIN} characters");
-        table.warn(&key, &format!("{wrong}, so it can be guessed, and is masked only where it stands alone"));
+        table.warn(key, &format!("{wrong}, so it can be guessed, and is masked only where it stands alone"));
     }
-    Some(secret)
 }
 
 /// Reads and parses a secret, of which `mask` adds what is to be masked; see [`secret_and_key`].

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::checked::{Client, Hooks, Server};
+use super::login::{login, take_login};
 use super::read::{Fault, Table};
-use super::values::{certificates, login, root};
+use super::values::{certificates, root};
 use crate::clients::exec::settings as exec;
 use crate::clients::rtorrent::settings::{AllowedMethod, Endpoint, ExtraColumn, Settings};
 use crate::model::{PollSettings, ServerName};
@@ -56,11 +57,16 @@ fn variable(name: &str) -> Result<String, Fault> {
 
 fn rtorrent(server: Option<ServerName>, table: &Table<'_>) -> Option<Settings> {
     // All keys are read before the first `?`, so that every error is reported at once.
-    let endpoint = table.parsed("url", Endpoint::parse);
+    let mut in_url = None;
+    let endpoint = table.parsed("url", |text| {
+        // Only HTTP knows a login; elsewhere it is an error of the URL.
+        let text = if text.starts_with("http") { take_login(text, &mut in_url)? } else { text.to_owned() };
+        Endpoint::parse(&text).map_err(Fault::from)
+    });
     if let Some(Endpoint::Http(url)) = &endpoint {
         table.mask(|mask| mask.add_query(url));
     }
-    let (username, password) = login(table);
+    let (username, password) = login(table, in_url);
     let ca_pem = table.parsed("ca_file", certificates);
     let timeout = table.duration("timeout");
     let columns = table.named_texts("extra").into_iter();

@@ -5,10 +5,10 @@ use std::path::{Component, Path, PathBuf};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use secrecy::{ExposeSecret as _, SecretSlice, SecretString};
+use secrecy::SecretSlice;
 
 use super::read::{Fault, Table};
-use super::secret::{read_file, secret, warn_of_readers};
+use super::secret::{read_file, warn_of_readers};
 use crate::model::{Filter, MemoryBudget, SinkName, UrlRule, parse_bytes};
 use crate::sinks::mqtt::settings::ClientCert;
 
@@ -132,19 +132,6 @@ pub fn client_cert(table: &Table<'_>) -> Option<ClientCert> {
         warn_of_readers(table, "key_file", file.as_ref());
     }
     Some(ClientCert { cert_pem: cert_pem?, key_pem: key_pem? })
-}
-
-/// Reads `username` and `password`.
-pub fn login(table: &Table<'_>) -> (Option<String>, Option<SecretString>) {
-    let username = table.text("username");
-    let password = secret(table, "password");
-    if let (Some(username), Some(password)) = (&username, &password) {
-        table.mask(|mask| mask.add_login(username, password.expose_secret()));
-    }
-    if password.is_some() && !table.has("username") {
-        table.missing("username", "a password goes with a username: write both");
-    }
-    (username, password)
 }
 
 /// Reads which torrents are meant; `None` if nothing is written.

@@ -8,9 +8,10 @@ use secrecy::SecretString;
 
 use super::checked::Webhook;
 use super::choose::{events, patterns, servers};
+use super::login::{UrlLogin, login, take_login};
 use super::read::{Fault, Table};
 use super::secret::{mask_words, parsed_secret, read_file, read_secret, secret, warn_of_readers};
-use super::values::{certificates, login, torrents};
+use super::values::{certificates, torrents};
 use crate::model::{Kind, Mask, ServerName, SinkName, names_secret};
 use crate::sinks::webhook::settings::{
     Address, EventFilter, FORMATS, Format, InvalidTemplate, Login, Secrets, Settings, Template, header,
@@ -29,7 +30,13 @@ pub fn webhooks(root: &Table<'_>, names: &[ServerName]) -> BTreeMap<SinkName, We
 fn webhook(name: Option<SinkName>, table: &Table<'_>, names: &[ServerName]) -> Option<Webhook> {
     let named = table.choice("format", &FORMATS);
     let is_chat = named.as_ref().is_some_and(Format::is_chat);
-    let address = parsed_secret(table, "url", Address::parse, Mask::add_url);
+    let mut in_url = None;
+    let address = parsed_secret(
+        table,
+        "url",
+        |text| Address::parse(&take_login(text, &mut in_url)?).map_err(Fault::from),
+        Mask::add_url,
+    );
     let (address, format) = match (template(table), named) {
         (Some(template), _) => (address, Some(Format::Own(template))),
         (None, Some(Format::Ntfy { .. })) => {
@@ -49,7 +56,7 @@ fn webhook(name: Option<SinkName>, table: &Table<'_>, names: &[ServerName]) -> O
     }
     let torrents = torrents(table);
     let secrets = parsed_secret(table, "secret", Secrets::parse, mask_words);
-    let login = webhook_login(table);
+    let login = webhook_login(table, in_url);
     let headers = headers(table, login.is_some());
     let ca_pem = table.parsed("ca_file", certificates);
     let (timeout, keep_trying) = (table.duration("timeout"), table.duration("keep_trying"));
@@ -96,8 +103,8 @@ fn template(table: &Table<'_>) -> Option<Template> {
     in_place.or(in_file)
 }
 
-fn webhook_login(table: &Table<'_>) -> Option<Login> {
-    let (username, password) = login(table);
+fn webhook_login(table: &Table<'_>, in_url: Option<UrlLogin>) -> Option<Login> {
+    let (username, password) = login(table, in_url);
     let user = username.map(|name| Login::User { name, password: password.unwrap_or_default() });
     let token = secret(table, "token").map(Login::Token);
     if user.is_some() && token.is_some() {

@@ -145,6 +145,69 @@ async fn a_broker_with_a_password_and_access_rules_enforces_both() {
     works(&world, &world.recorder).await;
 }
 
+/// A user and a password with every character that means something in a URL, and as they are written there.
+const ODD_LOGIN: [(&str, &str); 2] =
+    [("brücke @ home/%41", "br%C3%BCcke%20%40%20home%2F%2541"), ("p:@/?#%&+ 🎉", "p:%40%2F%3F%23%25&+%20🎉")];
+
+#[tokio::test]
+async fn a_login_of_odd_characters_works_in_the_url_and_in_keys() {
+    if !can_run() {
+        return;
+    }
+    let [(user, written_user), (password, written_password)] = ODD_LOGIN;
+    let broker = Options {
+        users: vec![(user.to_owned(), password.to_owned())],
+        acl: Some(format!("topic readwrite #\nuser {user}\ntopic readwrite dtorrent/#\n")),
+        lines: vec!["allow_anonymous true".to_owned()], // for the recorder
+        ..Options::default()
+    };
+    let mut world = World::new(Setup { broker, ..Setup::default() }).await;
+    let host = format!("127.0.0.1:{}", world.broker.port);
+    for (url, wrong) in [
+        (format!("mqtt://{written_user}:{written_password}@{host}"), format!("mqtt://{written_user}:other@{host}")),
+        (
+            format!("mqtt://{host}\"\nusername = \"{user}\"\npassword = \"{password}"),
+            format!("mqtt://{written_user}:p%2B@{host}"),
+        ),
+    ] {
+        world.set_sink(&format!("url = \"{wrong}\""));
+        let (code, out, errors) = world.check_connect().await;
+        assert!(code == 3 && !format!("{out}{errors}").contains(password), "{code} {out}{errors}");
+        world.set_sink(&format!("url = \"{url}\""));
+        let (code, out, errors) = world.check_connect().await;
+        assert!(code == 0 && !format!("{out}{errors}").contains(password), "{code} {out}{errors}");
+    }
+    world.start_bridge().await;
+    works(&world, &world.recorder).await;
+}
+
+#[tokio::test]
+async fn the_query_of_a_websocket_url_reaches_the_server_in_front_of_the_broker() {
+    if !can_run() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let plain = dtorrent_peers::process::free_port().unwrap();
+    let lines = vec![format!("listener {plain} 127.0.0.1")];
+    let options = Options { websockets: true, lines, ..Options::default() };
+    let broker = Mosquitto::start(&folder.path().join("second"), &options).await.unwrap();
+    let web = Nginx::with_token(&folder.path().join("nginx"), broker.port, "0123456789abcdef").await;
+    let mut world = World::new(Setup::default()).await;
+    world.recorder = Recorder::listen(plain).await;
+    let url = format!("ws://127.0.0.1:{}/mqtt", web.port);
+    for wrong in [url.clone(), format!("{url}?token=other"), format!("{url}?Token=0123456789abcdef")] {
+        world.set_sink(&format!("url = \"{wrong}\""));
+        let (code, out, errors) = world.check_connect().await;
+        assert!(code == 3, "{wrong}: {out}{errors}");
+    }
+    world.set_sink(&format!("url = \"{url}?v=1&token=0123456789abcdef\""));
+    let (code, out, errors) = world.check_connect().await;
+    assert!(code == 0 && !format!("{out}{errors}").contains("0123456789abcdef"), "{code} {out}{errors}");
+    world.start_bridge().await;
+    works(&world, &world.recorder).await;
+    assert!(!world.bridge().log().contains("0123456789abcdef"));
+}
+
 /// Runs `check --connect` for an rTorrent at this address, and returns what it prints.
 async fn checked(world: &World, url: &str) -> String {
     world.write_config(&[("home", url)]);

@@ -90,8 +90,8 @@ impl Transport {
     }
 }
 
-/// Address of a broker. Contains no user name and no password, so it may be shown.
-#[derive(Clone, Debug, derive_more::Display, PartialEq, Eq, Hash)]
+/// Address of a broker. Contains no user name and no password, and is shown without its query.
+#[derive(Clone, derive_more::Debug, derive_more::Display, PartialEq, Eq, Hash)]
 #[display("{}://{endpoint}{}", transport.scheme_and_port().0, path.as_deref().unwrap_or_default())]
 pub struct BrokerUrl {
     /// Transport that the scheme names.
@@ -100,10 +100,13 @@ pub struct BrokerUrl {
     pub endpoint: Endpoint,
     /// Path of a WebSocket, which begins with `/`; other transports have none.
     pub path: Option<String>,
+    /// What follows `?` in the URL of a WebSocket: a token, for one.
+    #[debug("{}", query.as_ref().map_or("None", |_| "***"))]
+    pub query: Option<String>,
 }
 
 impl BrokerUrl {
-    /// Parses `mqtt://host[:1883]`, `mqtts://host[:8883]`, `ws://host[:80][/path]` or `wss://host[:443][/path]`.
+    /// Parses `mqtt://host[:1883]`, `mqtts://host[:8883]`, `ws://host[:80][/path][?query]` or `wss://host[:443][/path][?query]`.
     ///
     /// A WebSocket without a path gets `/mqtt`, which most brokers expect.
     ///
@@ -122,11 +125,20 @@ impl BrokerUrl {
             }
         };
         let (endpoint, url) = broker_url::parse(text, transport.scheme_and_port().1)?;
-        if url.query().is_some() || url.fragment().is_some() {
+        let is_web = matches!(transport, Transport::WebSocket | Transport::SecureWebSocket);
+        if url.fragment().is_some() || (url.query().is_some() && !is_web) {
             let wrong = "the broker's URL has a `?` or `#` part, which MQTT does not know";
-            return Err(invalid(format!("{wrong}: remove it")));
+            return Err(invalid(format!("{wrong}: remove it; `?` goes with ws:// and wss://")));
         }
-        Ok(Self { transport, endpoint, path: path(&url, transport, text.ends_with('/'))? })
+        let before_query = text.split('?').next().unwrap_or(text);
+        let path = path(&url, transport, before_query.ends_with('/'))?;
+        Ok(Self { transport, endpoint, path, query: url.query().map(str::to_owned) })
+    }
+
+    /// Returns the whole URL, with what may be a secret in it.
+    pub(super) fn with_query(&self) -> String {
+        let query = self.query.as_ref().map(|query| format!("?{query}")).unwrap_or_default();
+        format!("{self}{query}")
     }
 }
 
@@ -170,6 +182,19 @@ mod tests {
     }
 
     #[test]
+    fn a_query_goes_to_the_broker_and_is_shown_nowhere() {
+        for (text, whole) in [
+            ("wss://host/a?token=hunter2", "wss://host:443/a?token=hunter2"),
+            ("ws://host?token=hunter2", "ws://host:80/mqtt?token=hunter2"),
+            ("ws://host/?x=/&token=hunter2/", "ws://host:80/?x=/&token=hunter2/"),
+        ] {
+            let url = BrokerUrl::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!(url.with_query(), whole);
+            assert!(!format!("{url} {url:?}").contains("hunter2"), "{url} {url:?}");
+        }
+    }
+
+    #[test]
     fn an_invalid_broker_url_is_refused_with_its_reason() {
         for (text, expected) in [
             ("", "unknown scheme"),
@@ -188,6 +213,7 @@ mod tests {
             ("ws://:secret@host/mqtt", "user name"),
             ("mqtt://host/topic", "has a path"),
             ("mqtts://host?x=1", "`?` or `#`"),
+            ("mqtt://host/?x=1", "`?` or `#`"),
             ("ws://host/mqtt#x", "`?` or `#`"),
         ] {
             let error = BrokerUrl::parse(text).unwrap_err().to_string();
@@ -199,7 +225,7 @@ mod tests {
         #[test]
         fn every_accepted_broker_url_parses_back_and_no_error_shows_a_secret(rest in "[ -~]{0,40}", scheme in "mqtts?|wss?") {
             if let Ok(url) = BrokerUrl::parse(&format!("{scheme}://{rest}")) {
-                proptest::prop_assert_eq!(BrokerUrl::parse(&url.to_string()), Ok(url));
+                proptest::prop_assert_eq!(BrokerUrl::parse(&url.with_query()), Ok(url));
             }
             if let Err(error) = BrokerUrl::parse(&format!("{scheme}://user:hunter2@{rest}")) {
                 let snapshot = format!("{error} {error:?}");

@@ -45,6 +45,19 @@ impl Nginx {
         Self::start_with(folder, &location, Some(certificates)).await
     }
 
+    /// Passes WebSocket connections with `token=…` in their query on to a broker, and refuses others.
+    pub async fn with_token(folder: &Path, port: u16, token: &str) -> Self {
+        std::fs::create_dir_all(folder).unwrap();
+        let location = format!(
+            "location /mqtt {{\n\
+               if ($args !~ \"(^|&)token={token}(&|$)\") {{ return 403; }}\n\
+               proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection upgrade;\n\
+               proxy_pass http://127.0.0.1:{port};\n\
+             }}"
+        );
+        Self::start_with(folder, &location, None).await
+    }
+
     async fn start_with(folder: &Path, location: &str, certificates: Option<&Certificates>) -> Self {
         let port = free_port().unwrap();
         let (ssl, tls) = match certificates {

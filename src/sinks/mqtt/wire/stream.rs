@@ -46,7 +46,7 @@ pub(super) async fn open(
 
 async fn web_socket(url: &BrokerUrl, stream: Box<dyn ByteStream>) -> Result<Box<dyn ByteStream>, ConnectionError> {
     let (header, mqtt) = SUBPROTOCOL;
-    let mut request = url.to_string().into_client_request().map_err(|error| error::from_web_socket(&error))?;
+    let mut request = url.with_query().into_client_request().map_err(|error| error::from_web_socket(&error))?;
     request.headers_mut().insert(header, HeaderValue::from_static(mqtt));
     let handshake = async_tungstenite::tokio::client_async(request, stream).await;
     // An answer with another subprotocol, or with none, is refused there (RFC 6455 §4.1).
