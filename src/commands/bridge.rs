@@ -13,8 +13,8 @@ use super::unfinished::read_on;
 use crate::model::{Operation, SinkName};
 use crate::port::StoreError;
 
-/// Sets the log level; an error says what would be right.
-pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+/// Sets the log level, or only checks it for a dry run; an error says what would be right.
+pub type SetLogLevel = Arc<dyn Fn(&str, bool) -> Result<(), String> + Send + Sync>;
 
 /// Interval at which the command log is read on while other queues have the memory that its commands need.
 const READ_INTERVAL: Duration = Duration::from_secs(1);
@@ -70,8 +70,7 @@ impl BridgeWorker {
                 }
                 ResultBody::ok()
             }
-            Operation::SetLogLevel(_) if dry_run => ResultBody::ok(),
-            Operation::SetLogLevel(level) => match (self.set_log_level)(level) {
+            Operation::SetLogLevel(level) => match (self.set_log_level)(level, dry_run) {
                 Ok(()) => ResultBody::ok(),
                 Err(right) => bad(&right),
             },
@@ -149,7 +148,7 @@ mod tests {
         let result = async |id| store.result_of(None, &CommandId::parse(id).unwrap()).await.unwrap();
         let unread = String::from_utf8(result("of another version").await.unwrap().to_vec()).unwrap();
         assert!(unread.contains("bad_request") && unread.contains("this version"), "{unread}");
-        let worker = BridgeWorker { queue: Arc::clone(&queue), common, set_log_level: Arc::new(|_| Ok(())) };
+        let worker = BridgeWorker { queue: Arc::clone(&queue), common, set_log_level: Arc::new(|_, _| Ok(())) };
         let stop = CancellationToken::new();
         let observe = async {
             tokio::time::sleep(READ_INTERVAL * 3).await;
@@ -186,7 +185,7 @@ mod tests {
         let executed = Arc::new(Mutex::new(Vec::new()));
         let set_log_level: SetLogLevel = Arc::new({
             let executed = Arc::clone(&executed);
-            move |level| {
+            move |level, _| {
                 executed.lock().unwrap().push(level.to_owned());
                 Ok(())
             }

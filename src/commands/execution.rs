@@ -35,7 +35,7 @@ use super::results::ResultBody;
 use super::sources::Sources;
 use crate::live_state::{LiveServer, ServerHandle};
 use crate::log_throttle::retry_while_full;
-use crate::model::{Capability, CommandError, ErrorCode, InfoHash, Limits, Operation, ServerName, TrackerNames};
+use crate::model::{Capability, CommandError, ErrorCode, InfoHash, Limits, Operation, ServerName, TrackerNames, Verb};
 use crate::port::{ClientError, LoggedCommand, ServerControl, StoreError, TorrentClient};
 
 /// Maximum time from asking a client until a poll shows the effect.
@@ -226,7 +226,14 @@ impl Execution<'_> {
             Operation::List { fields, page, page_size } => self.list(fields.as_deref(), *page, *page_size).await,
             Operation::Get(parts) => self.get(*parts).await,
             Operation::Resync { from_seq } => self.resync(*from_seq).await,
-            Operation::SetLimits(_) | Operation::Rpc { .. } if *dry_run => Ok(ResultBody::ok()),
+            Operation::SetLimits(limits) if *dry_run => {
+                self.server_control()?.check_limits(*limits)?;
+                Ok(ResultBody::ok())
+            }
+            Operation::Rpc { method, params } if *dry_run => {
+                self.server_control()?.check_call(method, params).map_err(right_of_config)?;
+                Ok(ResultBody::ok())
+            }
             Operation::SetLimits(limits) => self.set_limits(*limits).await,
             Operation::Rpc { method, params } => self.call(method, params).await,
             Operation::SetLogLevel(_) => Err(bad_request("log_level is a command to the bridge itself").into()),
@@ -273,21 +280,17 @@ impl Execution<'_> {
         {
             return Err(command_error(error).into());
         }
-        // Here it is the config that lacks a right; elsewhere it is the client that refuses our password.
-        if let Err(ClientError::Unauthorized { reason }) = answer {
-            return Err(CommandError::new(ErrorCode::Forbidden, reason).into());
-        }
-        let value = Some(self.shown_answer(answer?));
+        let value = Some(self.shown_answer(answer.map_err(right_of_config)?));
         self.wake();
         Ok(ResultBody { value, ..ResultBody::ok() })
     }
 
     /// Checks that the client has the capability that the verb needs.
     pub fn check_capability(&self) -> Result<(), ClientError> {
+        // A client whose content can be moved also lets go of it, which deleting needs.
+        let needed = if self.is_with_files() { Verb::Move } else { self.request.verb };
         match self.request.verb.capability() {
-            Capability::Actions if !self.parts.client.capabilities().verbs.contains(&self.request.verb) => {
-                Err(self.unsupported())
-            }
+            Capability::Actions if !self.parts.client.capabilities().verbs.contains(&needed) => Err(self.unsupported()),
             Capability::ServerControl => self.server_control().map(drop),
             Capability::Actions | Capability::Reading => Ok(()),
         }
@@ -431,5 +434,13 @@ impl Execution<'_> {
                 Ok(hashes)
             }
         }
+    }
+}
+
+/// The error of a call that the config does not allow; elsewhere it is the client that refuses our password.
+fn right_of_config(error: ClientError) -> Failure {
+    match error {
+        ClientError::Unauthorized { reason } => CommandError::new(ErrorCode::Forbidden, reason).into(),
+        error => error.into(),
     }
 }

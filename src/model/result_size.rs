@@ -13,8 +13,8 @@ use super::{CommandError, ErrorCode, OutcomeStatus};
 /// Returns the result to send in place of one that the receiver rejected; `None` if there is nothing shorter.
 ///
 /// A page of a list is halved: its first half becomes a page of its own. Anything else, and a single torrent, is sent
-/// without its rows: what was asked for with `get` and `list` has not arrived then, so that is an error; what
-/// another command did stays as it was. A `body` that is no result gives a plain error.
+/// without its rows or the value of an `rpc`: what was asked for with `get`, `list` and `rpc` has not arrived then, so that is
+/// an error; what another command did stays as it was. A `body` that is no result gives a plain error.
 pub fn shorter(body: &[u8], reason: &str) -> Option<Vec<u8>> {
     let mut outcome = shortenable(body)?;
     if !halve_page(&mut outcome) {
@@ -34,8 +34,9 @@ fn shortenable(body: &[u8]) -> Option<serde_json::Map<String, Value>> {
     // Bytes that are no result become an empty one: the sender gets an error rather than nothing.
     let outcome: serde_json::Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
     let has_rows = outcome.get("results").and_then(Value::as_array).is_some_and(|rows| !rows.is_empty());
-    let is_shortest =
-        !has_rows && outcome.get("error").is_some_and(|error| error["code"] == json!(ErrorCode::TooLarge));
+    let is_shortest = !has_rows
+        && !outcome.contains_key("value")
+        && outcome.get("error").is_some_and(|error| error["code"] == json!(ErrorCode::TooLarge));
     (!is_shortest).then_some(outcome)
 }
 
@@ -60,12 +61,13 @@ fn halve_page(outcome: &mut serde_json::Map<String, Value>) -> bool {
 
 fn drop_rows(outcome: &mut serde_json::Map<String, Value>, reason: &str) {
     // The effect of another verb has been seen and stays as it was reported, with or without rows (I15).
-    let is_question = matches!(outcome.get("verb").and_then(Value::as_str), None | Some("get" | "list"));
+    let is_question = matches!(outcome.get("verb").and_then(Value::as_str), None | Some("get" | "list" | "rpc"));
     if is_question {
         outcome.insert("status".to_owned(), json!(OutcomeStatus::Error));
     }
     let message = format!("the whole result was not taken: {reason}; ask for less at once");
     outcome.insert("results".to_owned(), json!([]));
+    outcome.remove("value");
     outcome.insert("error".to_owned(), json!(CommandError::new(ErrorCode::TooLarge, message)));
 }
 
@@ -192,9 +194,12 @@ mod tests {
             part: None,
             value: None,
         };
-        for (verb, status) in [("list", "error"), ("get", "error"), ("pause", "ok")] {
-            let body = serde_json::to_vec(&outcome(verb)).unwrap();
+        for (verb, status) in [("list", "error"), ("get", "error"), ("pause", "ok"), ("rpc", "error")] {
+            let value = (verb == "rpc").then(|| json!(vec!["x"; 10_000]));
+            let results = if verb == "rpc" { Vec::new() } else { outcome(verb).results };
+            let body = serde_json::to_vec(&Outcome { value, results, ..outcome(verb) }).unwrap();
             let snapshot = shorter(&body, "too much").unwrap();
+            assert!(snapshot.len() < 1000, "{verb}: {} bytes", snapshot.len());
             assert_eq!(shorter(&snapshot, "still too much"), None);
             assert_eq!(shortest(&body, "too much").as_ref(), Some(&snapshot));
             assert_eq!(shortest(&snapshot, "still too much"), None);

@@ -131,17 +131,29 @@ impl<'a> Capabilities<'a> {
 /// Control over a torrent program as a whole, for clients that have it.
 #[async_trait]
 pub trait ServerControl: Send + Sync {
+    /// Checks limits as [`set_limits`](Self::set_limits) does before it asks the client.
+    ///
+    /// # Errors
+    /// [`ClientError::Precondition`] for a limit that the client cannot keep.
+    fn check_limits(&self, limits: Limits) -> Result<(), ClientError>;
+
     /// Sets the rate limits of all torrents together, and reads them back.
     ///
     /// # Errors
-    /// [`ClientError::Precondition`] for a limit that the client cannot keep; a limit that reads back
-    /// differently is a fault.
+    /// Those of [`check_limits`](Self::check_limits); a limit that reads back differently is a fault.
     async fn set_limits(&self, limits: Limits) -> Result<(), ClientError>;
+
+    /// Checks a call as [`call`](Self::call) does before it asks the client.
+    ///
+    /// # Errors
+    /// [`ClientError::Unauthorized`] for a method that the config does not list, [`ClientError::Precondition`] for parameters
+    /// that would do harm.
+    fn check_call(&self, method: &str, params: &[Value]) -> Result<(), ClientError>;
 
     /// Calls one of the program's own methods.
     ///
     /// # Errors
-    /// [`ClientError::Unauthorized`] for a method that the config does not list.
+    /// Those of [`check_call`](Self::check_call), and what the client says.
     async fn call(&self, method: &str, params: &[Value]) -> Result<Value, ClientError>;
 }
 

@@ -57,11 +57,14 @@ static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 ///
 /// # Errors
 /// `level` is none of the levels, or no log was installed; the text is for the user.
-pub fn set_level(level: &str) -> Result<(), String> {
+pub fn set_level(level: &str, dry_run: bool) -> Result<(), String> {
     let found = Log::LEVELS.iter().find(|(name, _)| *name == level);
     let known = || known_names(level, Log::LEVELS.iter().map(|(name, _)| *name));
     let (_, level) = found.ok_or_else(|| format!("level: unknown level; {}", known()))?;
     let handle = LEVEL.get().ok_or("no log is installed")?;
+    if dry_run {
+        return Ok(());
+    }
     handle.reload(filter(*level, Audit::Always)).map_err(|error| error.to_string())
 }
 

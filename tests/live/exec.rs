@@ -25,7 +25,7 @@ async fn with_attic_at(broker: mosquitto::Options) -> (World, PathBuf) {
     write(&path, &json!([torrent(HASH)]));
     let program = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/client.py");
     let sink = format!(
-        "[servers.attic]\nclient = \"exec\"\ncommand = [{program:?}, {:?}]\ninterval = \"250ms\"\n",
+        "commands = [\"*\"]\n[servers.attic]\nclient = \"exec\"\ncommand = [{program:?}, {:?}]\ninterval = \"250ms\"\n",
         path.to_string_lossy()
     );
     let world = World::running(Setup { sink, broker, ..Setup::default() }).await;
@@ -69,6 +69,20 @@ async fn an_exec_client_is_monitored_and_accepts_commands() {
         let body = json!({"magnet": magnet, "custom": {"k": "v"}, "dry_run": dry_run});
         let result = world.recorder.command("attic/command/add", body).await;
         assert_eq!(result["results"][0]["error"]["code"], "unsupported", "{result}");
+    }
+    // So it has for deleting content, limits and methods.
+    for (topic, body) in [
+        (format!("attic/torrent/{HASH}/command/delete"), json!({"data": true})),
+        ("attic/command/limits".to_owned(), json!({"download_limit": 1})),
+        ("attic/command/rpc".to_owned(), json!({"method": "system.pid"})),
+    ] {
+        for dry_run in [true, false] {
+            let mut body = body.clone();
+            body["dry_run"] = dry_run.into();
+            let result = world.recorder.command(&topic, body).await;
+            let error = result["results"].get(0).unwrap_or(&result);
+            assert_eq!(error["error"]["code"], "unsupported", "{result}");
+        }
     }
     // Changed outside the bridge, and finished.
     let mut torrents: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();

@@ -292,6 +292,7 @@ async fn resync_republishes_everything_and_log_level_changes_the_log() {
     assert!(added.lines().all(|line| line.contains("audit: ")), "only errors and commands are logged now: {added}");
     for (topic, body, expected) in [
         ("bridge/main/command/log_level", json!({"level": "loud"}), "bad_request"),
+        ("bridge/main/command/log_level", json!({"level": "loud", "dry_run": true}), "bad_request"),
         ("bridge/main/command/resync", json!({"from_seq": 1}), "bad_request"),
         ("bridge/main/command/pause", json!({}), "unsupported"),
         ("home/command/log_level", json!({"level": "info"}), "bad_request"),
@@ -328,9 +329,14 @@ async fn rpc_calls_only_the_methods_that_the_config_allows() {
         (json!({"method": "d.name", "params": [[]]}), "bad_request"),
         (json!({}), "bad_request"),
     ] {
-        let result = world.recorder.command("home/command/rpc", body.clone()).await;
         let expected = if expected == "client_fault" && body["method"] != "d.name" { "forbidden" } else { expected };
-        assert_eq!(error_code(&result), expected, "{body}: {result}");
+        // A dry run asks rTorrent nothing.
+        for dry_run in [false, true].into_iter().filter(|dry_run| !dry_run || expected != "client_fault") {
+            let mut body = body.clone();
+            body["dry_run"] = dry_run.into();
+            let result = world.recorder.command("home/command/rpc", body.clone()).await;
+            assert_eq!(error_code(&result), expected, "{body}: {result}");
+        }
     }
     assert_eq!(world.home.hashes().await.unwrap(), [content.hash], "rTorrent still runs");
 }

@@ -143,7 +143,7 @@ impl Bridge {
 
         let of_bridge = Arc::new(Queue::default());
         take_up_unfinished(&common, None, &of_bridge).await.unwrap();
-        let worker = BridgeWorker { queue: of_bridge, common: common.clone(), set_log_level: Arc::new(|_| Ok(())) };
+        let worker = BridgeWorker { queue: of_bridge, common: common.clone(), set_log_level: Arc::new(|_, _| Ok(())) };
         let of_bridge = worker.queue.clone();
         left.spawn(worker.run(stop_left.clone()));
         for plan in sinks.iter().filter(|plan| plan.takes_commands) {

@@ -254,8 +254,16 @@ impl TorrentClient for RtorrentClient {
 
 #[async_trait]
 impl ServerControl for RtorrentClient {
+    fn check_limits(&self, limits: Limits) -> Result<(), ClientError> {
+        server_control::check_limits(limits)
+    }
+
     async fn set_limits(&self, limits: Limits) -> Result<(), ClientError> {
         server_control::set_limits(&self.access().await, limits).await
+    }
+
+    fn check_call(&self, method: &str, params: &[Json]) -> Result<(), ClientError> {
+        server_control::checked_call(&self.settings.rpc, method, params).map(drop)
     }
 
     async fn call(&self, method: &str, params: &[Json]) -> Result<Json, ClientError> {

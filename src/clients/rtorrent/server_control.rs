@@ -4,6 +4,7 @@ use serde_json::Value as Json;
 
 use super::Access;
 use super::calls::{Call, Param, Value};
+use super::settings::AllowedMethod;
 use crate::model::Limits;
 use crate::port::ClientError;
 
@@ -12,18 +13,24 @@ const LIMIT_MIN: u64 = 1024;
 /// Highest limit, in bytes per second.
 const LIMIT_MAX: u64 = 1 << 30;
 
+/// Checks that rTorrent can keep the limits.
+pub(super) fn check_limits(limits: Limits) -> Result<(), ClientError> {
+    if [limits.download, limits.upload].into_iter().flatten().any(|limit| limit > LIMIT_MAX) {
+        let reason = format!("a limit is 0 (none) to {LIMIT_MAX} bytes per second");
+        return Err(ClientError::Precondition { reason });
+    }
+    Ok(())
+}
+
 /// Sets the limits and reads them back.
 pub(super) async fn set_limits(access: &Access<'_>, limits: Limits) -> Result<(), ClientError> {
+    check_limits(limits)?;
     let wanted = [
         ("throttle.global_down.max_rate.set", "throttle.global_down.max_rate", limits.download),
         ("throttle.global_up.max_rate.set", "throttle.global_up.max_rate", limits.upload),
     ];
     for (set, read, limit) in wanted {
         let Some(limit) = limit else { continue };
-        if limit > LIMIT_MAX {
-            let reason = format!("a limit is 0 (none) to {LIMIT_MAX} bytes per second");
-            return Err(ClientError::Precondition { reason });
-        }
         let limit = if limit == 0 { 0 } else { limit.max(LIMIT_MIN) };
         let number = i64::try_from(limit).unwrap_or(i64::MAX);
         // Read back, because the answer proves nothing: 0.10 and later store a limit of -1 that they refuse.
@@ -41,9 +48,9 @@ pub(super) async fn set_limits(access: &Access<'_>, limits: Limits) -> Result<()
     Ok(())
 }
 
-/// Calls a method that the config allows.
-pub(super) async fn call(access: &Access<'_>, method: &str, params: &[Json]) -> Result<Json, ClientError> {
-    let allowed = access.client.settings.rpc.iter().find(|allowed| allowed.as_str() == method);
+/// Returns the call of a method that the config allows.
+pub(super) fn checked_call(allowed: &[AllowedMethod], method: &str, params: &[Json]) -> Result<Call, ClientError> {
+    let allowed = allowed.iter().find(|allowed| allowed.as_str() == method);
     let Some(allowed) = allowed else {
         let reason = "the config of this server does not allow this method".to_owned();
         return Err(ClientError::Unauthorized { reason });
@@ -65,7 +72,13 @@ pub(super) async fn call(access: &Access<'_>, method: &str, params: &[Json]) -> 
             "its first parameter is HASH:f0, HASH:t0 or HASH:p…; rTorrent dies of a bare hash there".to_owned();
         return Err(ClientError::Precondition { reason });
     }
-    let mut answers = access.call(&[Call::allowed(allowed, typed)]).await?;
+    Ok(Call::allowed(allowed, typed))
+}
+
+/// Calls a method that the config allows.
+pub(super) async fn call(access: &Access<'_>, method: &str, params: &[Json]) -> Result<Json, ClientError> {
+    let call = checked_call(&access.client.settings.rpc, method, params)?;
+    let mut answers = access.call(&[call]).await?;
     match answers.pop() {
         Some(Ok(value)) => Ok(json(value, 0)),
         Some(Err(fault)) => Err(access.client.fault(&fault)),

@@ -4,13 +4,14 @@ use async_nats::Message;
 use bytes::Bytes;
 use dtorrent_peers::InfoHash;
 use dtorrent_peers::content::Content;
+use dtorrent_peers::rtorrent::Argument;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
 use super::{bus, load_one};
 use crate::harness::bridge::Bridge;
 use crate::harness::nats::{self, NatsServer, Subscriber, body, until};
-use crate::harness::{World, can_run};
+use crate::harness::{Setup, World, can_run};
 use crate::memory::with_memory;
 
 fn header<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
@@ -190,7 +191,8 @@ async fn an_oversized_page_ends_earlier_and_another_oversized_answer_is_shortene
         let lines = "jetstream {{ store_dir: \"{dir}/store\" }}\nmax_payload: 4096";
         let server = NatsServer::start_with(&program, folder.path(), lines).await;
         let subscriber = Subscriber::listen(&server).await;
-        let mut world = World::new(bus(&server, "")).await;
+        let lines = "rpc = [\"d.custom\"]".to_owned();
+        let mut world = World::new(Setup { server: lines, ..bus(&server, "commands = [\"*\"]") }).await;
         let mut hashes = Vec::new();
         for number in 1..=8 {
             let content = Content::file(&format!("n{number}"), 1_000, number);
@@ -223,6 +225,13 @@ async fn an_oversized_page_ends_earlier_and_another_oversized_answer_is_shortene
         let reply = subscriber.request("dtorrent.home.command.get", all).await;
         assert_eq!(body(&reply)["error"]["code"], "too_large", "{reply:?}");
         assert_eq!(header(&reply, "Nats-Service-Error-Code"), Some("413"));
+        // So is the value of a method.
+        let long = "x".repeat(10_000);
+        let arguments = [Argument::Text("long"), Argument::Text(&long)];
+        world.home.act(hashes[0], "d.custom.set", &arguments).await.unwrap();
+        let call = json!({"method": "d.custom", "params": [hashes[0].to_string().to_uppercase(), "long"]}).to_string();
+        let reply = subscriber.request("dtorrent.home.command.rpc", call).await;
+        assert_eq!((&body(&reply)["status"], &body(&reply)["error"]["code"]), (&json!("error"), &json!("too_large")));
     }
 }
 
