@@ -170,10 +170,10 @@ async fn a_login_of_odd_characters_works_in_the_url_and_in_keys() {
             format!("mqtt://{written_user}:p%2B@{host}"),
         ),
     ] {
-        world.set_sink(&format!("url = \"{wrong}\""));
+        world.set_sink_lines(&format!("url = \"{wrong}\""));
         let (code, out, errors) = world.check_connect().await;
         assert!(code == 3 && !format!("{out}{errors}").contains(password), "{code} {out}{errors}");
-        world.set_sink(&format!("url = \"{url}\""));
+        world.set_sink_lines(&format!("url = \"{url}\""));
         let (code, out, errors) = world.check_connect().await;
         assert!(code == 0 && !format!("{out}{errors}").contains(password), "{code} {out}{errors}");
     }
@@ -196,11 +196,11 @@ async fn the_query_of_a_websocket_url_reaches_the_server_in_front_of_the_broker(
     world.recorder = Recorder::listen(plain).await;
     let url = format!("ws://127.0.0.1:{}/mqtt", web.port);
     for wrong in [url.clone(), format!("{url}?token=other"), format!("{url}?Token=0123456789abcdef")] {
-        world.set_sink(&format!("url = \"{wrong}\""));
+        world.set_sink_lines(&format!("url = \"{wrong}\""));
         let (code, out, errors) = world.check_connect().await;
         assert!(code == 3, "{wrong}: {out}{errors}");
     }
-    world.set_sink(&format!("url = \"{url}?v=1&token=0123456789abcdef\""));
+    world.set_sink_lines(&format!("url = \"{url}?v=1&token=0123456789abcdef\""));
     let (code, out, errors) = world.check_connect().await;
     assert!(code == 0 && !format!("{out}{errors}").contains("0123456789abcdef"), "{code} {out}{errors}");
     world.start_bridge().await;

@@ -127,15 +127,8 @@ impl World {
         self.setup.sink = format!("url = \"{url}\"\n{}", self.setup.sink);
     }
 
-<<<<<<< HEAD
     /// Sets the lines of `[brokers.b]`, and of tables after it, for the next start of the bridge.
     pub fn set_sink_lines(&mut self, lines: &str) {
-        lines.clone_into(&mut self.setup.sink);
-    }
-
-=======
-    /// Sets the lines of `[brokers.…]` for the next start of the bridge or check.
-    pub fn set_sink(&mut self, lines: &str) {
         lines.clone_into(&mut self.setup.sink);
     }
 
@@ -145,7 +138,6 @@ impl World {
         self.ask(&["check", "--connect"], &[]).await
     }
 
->>>>>>> 55029cd (Take logins out of URLs, and the query of a WebSocket URL to the broker)
     /// Sets further lines of `[servers.…]` for the next start of the bridge.
     pub fn set_server_lines(&mut self, lines: &str) {
         lines.clone_into(&mut self.setup.server);
