@@ -318,7 +318,6 @@ x.toml:35: brokers.bus.url: unknown scheme; write nats://host or tls://host
 x.toml:37: brokers.bus.nkey_file: `/nonexistent.nk` cannot be read: No such file or directory (os error 2); name a file that this user may read; a relative path starts at the working directory
 x.toml:38: brokers.bus.replicas: is not a whole number in its range; write a whole number from 1 to 5, without quotes
 x.toml:39: brokers.bus.retain: is not a key of kind = "nats"; remove it, or write kind = "mqtt"
-x.toml:49: webhooks.x.username: and the login in `url` are both given; keep one of them
 x.toml:42: webhooks.x.format: `xml` is an unknown value; write "standard" or "dtorrent" or "ntfy" or "discord" or "slack" or "apprise"
 x.toml:43: webhooks.x.secret: is not a webhook secret; write whsec_ and 24 to 64 random bytes in base64 (`echo whsec_$(openssl rand -base64 32)`), separate several with a space
 x.toml:44: webhooks.x.servers: `z` is an unknown server; known: *, a, b
@@ -328,7 +327,7 @@ x.toml:46: webhooks.x.content_type: applies only to a template of your own; leav
 x.toml:47: webhooks.x.headers: `Host` is written by dtorrent itself; leave it out
 x.toml:47: webhooks.x.headers: the value of `X-A` has a line break or another control character; write one line of text
 x.toml:48: webhooks.x.keep_trying: `40days` is too long; write 1s to 30days with a unit, as in "1s" or "500ms"
-x.toml:50: webhooks.x.token: and `username` are two ways to log in; keep one of them
+x.toml:49: webhooks.x.username: and the login in `url` are both given; keep one of them
 x.toml:51: webhooks.x.colour: is an unknown key; known here: ca_file, causes, content_type, events, format, header_files, headers, keep_trying, password, password_file, secret, secret_file, servers, template, template_file, timeout, token, token_file, torrents, url, url_file, username
 x.toml:52: webhooks.y.url: is missing; write url = "http://localhost:8080/hook", or url_file = "/run/secrets/url"
 x.toml:53: webhooks.y.template: fails with an event of a torrent: its output is not valid JSON: expected `,` or `}` at line 1 column 12; in JSON write {{ value }} without quotes around it; see docs/webhooks.md

@@ -182,9 +182,14 @@ fn accept_websocket(head: &str) -> String {
     )
 }
 
-/// A broker that announces one message of `announced` and never ends it, on each connection. Reports the bytes of it that a
-/// connection took.
-async fn endless_broker(listener: TcpListener, is_websocket: bool, announced: Vec<u8>, taken: mpsc::Sender<usize>) {
+/// A broker that begins a message with `begin` and goes on with `rest` for ever, on each connection. Reports the bytes of it
+/// that a connection took.
+async fn endless_broker(
+    listener: TcpListener,
+    is_websocket: bool,
+    [begin, rest]: [Vec<u8>; 2],
+    taken: mpsc::Sender<usize>,
+) {
     loop {
         let mut socket = listener.accept().await.unwrap().0;
         if is_websocket {
@@ -194,9 +199,9 @@ async fn endless_broker(listener: TcpListener, is_websocket: bool, announced: Ve
         // CONNECT.
         socket.read_buf(&mut Vec::<u8>::new()).await.unwrap();
         let mut bytes = 0;
-        if socket.write_all(&announced).await.is_ok() {
-            while socket.write_all(&[0; 64 << 10]).await.is_ok() {
-                bytes += 64 << 10;
+        if socket.write_all(&begin).await.is_ok() {
+            while socket.write_all(&rest).await.is_ok() {
+                bytes += rest.len();
             }
         }
         taken.send(bytes).await.unwrap();
@@ -213,12 +218,16 @@ async fn a_message_of_a_broker_without_end_ends_its_connection_and_takes_no_memo
     let packet = vec![0x20, 2, 0, 0, 0x30, 0xff, 0xff, 0xff, 0x7f];
     // A binary frame of 2^40 bytes.
     let frame = vec![0x82, 0x7f, 0, 0, 1, 0, 0, 0, 0, 0];
-    for (scheme, announced) in [("mqtt", packet), ("ws", frame)] {
+    // A message in frames of 64 KiB, none of which is the last.
+    let part = [&[0, 0x7f, 0, 0, 0, 0, 0, 1, 0, 0][..], &[0; 64 << 10]].concat();
+    let zeros = || vec![0; 64 << 10];
+    let endless = [("mqtt", [packet, zeros()]), ("ws", [frame, zeros()]), ("ws", [vec![2, 0], part])];
+    for (scheme, endless) in endless {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut world = World::new(Setup { sink: "version = \"3.1.1\"".to_owned(), ..Setup::default() }).await;
         world.use_broker_at(&format!("{scheme}://{}", listener.local_addr().unwrap()));
         let (sender, mut taken) = mpsc::channel(8);
-        let broker = tokio::spawn(endless_broker(listener, scheme == "ws", announced, sender));
+        let broker = tokio::spawn(endless_broker(listener, scheme == "ws", endless, sender));
         world.launch_bridge();
         for _ in 0..2 {
             let bytes = tokio::time::timeout(TIMEOUT, taken.recv()).await.expect("the connection ends").unwrap();

@@ -13,7 +13,7 @@ use crate::sinks::broker::claims::Claims;
 use crate::sinks::broker::other_service::OtherService;
 use crate::tls::{self, TlsError};
 
-use super::demands::{Demands, Descent, Ladder, Protocol, Role, WillDemands};
+use super::demands::{Demands, Descent, Duty, Ladder, Protocol};
 use super::message::Message;
 use super::namesake::NamesakeSuspicion;
 use super::publisher::REQUESTS_MAX;
@@ -97,18 +97,17 @@ impl Broker {
     }
 
     /// Returns the last will with these demands.
-    pub fn will(&self, demands: &Demands) -> Option<Route> {
-        let WillDemands { acknowledges, retains } = demands.will?;
-        let qos = if acknowledges { Qos::AtLeastOnce } else { Qos::AtMostOnce };
-        Some(Route { qos, is_retained: retains, ..Message::bridge_status(&self.topics, false).route })
+    pub fn will(&self, demands: &Demands) -> Route {
+        let qos = if demands.will_acknowledges { Qos::AtLeastOnce } else { Qos::AtMostOnce };
+        Route { qos, is_retained: demands.will_retains, ..Message::bridge_status(&self.topics, false).route }
     }
 
     /// Makes one attempt, with fewer demands where the broker does not meet them.
-    pub async fn attempt<T, F>(&self, role: Role, connect: impl Fn(Demands) -> F) -> Result<T, ConnectionError>
+    pub async fn attempt<T, F>(&self, duty: Duty, connect: impl Fn(Demands) -> F) -> Result<T, ConnectionError>
     where
         F: Future<Output = Result<T, ConnectionError>>,
     {
-        let mut descent = self.ladder().begin(role, self.began.elapsed());
+        let mut descent = self.ladder().begin(duty, self.began.elapsed());
         let mut told: Option<ConnectionError> = None;
         let error = loop {
             let error = match within_timeout(connect(descent.demands())).await {
@@ -119,6 +118,9 @@ impl Broker {
                 Err(error) => error,
             };
             let goes_on = descent.failed(error.failure());
+            if !goes_on {
+                self.ladder().failed(&descent, error.failure());
+            }
             // The first close says as much as those after it, and belongs to the demands of the config.
             match &told {
                 Some(first) if first.is_close() && error.is_close() => {}
@@ -151,8 +153,9 @@ impl Broker {
 
     /// Returns what answers at the port in place of a broker, after an attempt that ended in this way, and what to correct.
     async fn other_service(&self, error: ErrorKind) -> Option<String> {
-        let is_unexplained = matches!(error, ErrorKind::Closed | ErrorKind::Unreadable | ErrorKind::Silent);
-        if error == ErrorKind::Closed && self.settings.url.transport == Transport::Tls {
+        let is_close = matches!(error, ErrorKind::Closed | ErrorKind::ClosedBefore);
+        let is_unexplained = is_close || matches!(error, ErrorKind::Unreadable | ErrorKind::Silent);
+        if is_close && self.settings.url.transport == Transport::Tls {
             let advice =
                 "check that host and port in `url` are those of a broker with TLS, or write mqtt:// without it";
             return Some(format!("{CLOSED}: {advice}"));

@@ -19,7 +19,7 @@ use crate::port::{CommandSource, DeliverError, Incoming};
 use crate::sinks::broker::on_demand::OnDemand;
 
 use super::broker::Broker;
-use super::demands::{Demands, Protocol, Role};
+use super::demands::{Demands, Duty, Protocol};
 use super::settings::Settings;
 use super::topics::Qos;
 use super::wire::{self, AckToken, Client, ConnectOptions, ConnectionError, ErrorKind, Event, EventLoop, Received};
@@ -100,7 +100,7 @@ impl MqttCommands {
                     return Err(ConnectionError::other("another bridge of this instance is online there"));
                 }
                 let open = |demands| Session::open(&broker, demands, has_subscribed, packet_bytes_max);
-                broker.attempt(Role::Commands, open).await
+                broker.attempt(Duty::Lasting, open).await
             }
             .boxed()
         };
@@ -179,7 +179,7 @@ impl Session {
         let protocol = demands.protocol;
         let Settings { name: sink, instance, .. } = &broker.settings;
         let (client, mut events) = broker.open(&ConnectOptions {
-            session: demands.keeps_session.then_some(SESSION_EXPIRY),
+            session: Some(SESSION_EXPIRY),
             has_manual_acks: true,
             packet_bytes_max,
             receive_max: Some(RECEIVE_MAX),

@@ -21,7 +21,6 @@ use crate::sinks::broker::ONLINE;
 use crate::sinks::in_flight::given_up;
 
 use super::broker::Broker;
-use super::demands::Demands;
 use super::link::MqttLink;
 use super::message::Message;
 use super::publisher::{InFlight, Publisher};
@@ -64,12 +63,9 @@ impl Driver {
     pub(super) async fn connect(
         broker: Arc<Broker>,
         (client, mut events): (Client, EventLoop),
-        demands: Demands,
         is_detached: bool,
     ) -> Result<Self, ConnectionError> {
-        let mut connack = events.connected().await?;
-        connack.can_retain &= demands.retains;
-        connack.can_acknowledge &= demands.acknowledges;
+        let connack = events.connected().await?;
         let mut driver = Self::new(broker, client, events, connack, is_detached);
         if !is_detached {
             driver.warn_of_missing_abilities();
@@ -322,7 +318,7 @@ impl Drop for Driver {
 mod tests {
     use bytes::Bytes;
 
-    use super::super::demands::Protocol;
+    use super::super::demands::{Demands, Protocol};
     use super::super::settings::{BrokerUrl, Prefix, Settings, Version};
     use super::super::topics::Route;
     use super::super::wire::PACKET_BYTES_MAX;

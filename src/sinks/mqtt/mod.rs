@@ -43,7 +43,7 @@ pub use settings::{BrokerUrl, Prefix, Settings, Version};
 use crate::sinks::home_assistant::HomeAssistantProjection;
 use crate::sinks::home_assistant::names::{Device, Names};
 use broker::Broker;
-use demands::{Demands, Role};
+use demands::{Demands, Duty};
 use driver::{Driver, OPTIONAL_REQUESTS_MAX};
 use namesake::NAMESAKE_RETRY;
 use publisher::REQUESTS_MAX;
@@ -88,7 +88,7 @@ impl MqttSink {
             let (client, events) = self.broker.open_probe(&demands);
             retained::read(client, events, filters.clone(), body_bytes_max)
         };
-        Ok(self.broker.attempt(Role::Scan, read).await?)
+        Ok(self.broker.attempt(Duty::Short, read).await?)
     }
 
     /// Reads which servers other instances publish, unless the broker hung up over that several times in a row.
@@ -134,8 +134,8 @@ impl MqttSink {
     async fn handshake(&self, demands: Demands) -> Result<Driver, ConnectionError> {
         let Settings { name, instance, url, .. } = &self.broker.settings;
         let mut options = ConnectOptions::new(&demands, format!("dtorrent-{instance}-{name}"), REQUESTS_MAX);
-        options.will = self.broker.will(&demands);
-        let driver = Driver::connect(Arc::clone(&self.broker), self.broker.open(&options), demands, false).await?;
+        options.will = Some(self.broker.will(&demands));
+        let driver = Driver::connect(Arc::clone(&self.broker), self.broker.open(&options), false).await?;
         info!(sink = %name, broker = %url, protocol = ?demands.protocol, "connected");
         Ok(driver)
     }
@@ -143,7 +143,7 @@ impl MqttSink {
     /// Connects with a last will, and disconnects in order, so that it is not published.
     async fn try_will(&self, demands: Demands) -> Result<(), ConnectionError> {
         let mut options = self.broker.probe_options(&demands);
-        options.will = self.broker.will(&demands);
+        options.will = Some(self.broker.will(&demands));
         let (client, events) = self.broker.open(&options);
         retained::read(client, events, Vec::new(), 0).await.map(drop)
     }
@@ -163,7 +163,7 @@ impl BrokerSink for MqttSink {
 
     /// Under another client id than a running bridge.
     async fn probe(&self) -> Result<(), DeliverError> {
-        self.broker.attempt(Role::Publisher, |demands| self.try_will(demands)).await?;
+        self.broker.attempt(Duty::Short, |demands| self.try_will(demands)).await?;
         // Commands have to be subscribed to; those that are retained there are not carried out.
         let Broker { settings, topics, .. } = &*self.broker;
         self.read_retained(topics.command_filters(&settings.servers)).await?;
@@ -197,16 +197,15 @@ impl BrokerSink for MqttSink {
             let (client, events) = self.broker.open_probe(&demands);
             retained::clear(client, events, topics.clone())
         };
-        self.broker.attempt(Role::Scan, clear).await?;
+        self.broker.attempt(Duty::Short, clear).await?;
         Ok(Purged { cleared: topics.len(), kept })
     }
 
     /// Without a last will, and without publishing a status.
     async fn connect_detached(&self) -> Result<Connected, DeliverError> {
-        let connect = |demands: Demands| {
-            Driver::connect(Arc::clone(&self.broker), self.broker.open_probe(&demands), demands, true)
-        };
-        let driver = self.broker.attempt(Role::Scan, connect).await?;
+        let connect =
+            |demands: Demands| Driver::connect(Arc::clone(&self.broker), self.broker.open_probe(&demands), true);
+        let driver = self.broker.attempt(Duty::Short, connect).await?;
         Ok(Connected { link: Box::new(driver.link()), drive: Box::pin(driver.run()) })
     }
 }
@@ -218,7 +217,7 @@ impl Sink for MqttSink {
         if namesake.is_raised() {
             self.yield_to_namesake().await?;
         }
-        let connected = self.broker.attempt(Role::Publisher, |demands| self.handshake(demands)).await;
+        let connected = self.broker.attempt(Duty::Lasting, |demands| self.handshake(demands)).await;
         if connected.is_err() {
             // The broker is down or refuses us, which another bridge cannot be the reason of.
             namesake.clear();

@@ -31,7 +31,7 @@ pub(super) async fn read(
         false => read_filters(&client, &mut events, filters, body_bytes_max).await?,
     };
     if client.disconnect().is_ok() {
-        events.disconnected().await?;
+        events.disconnected().await.map_err(ConnectionError::once_connected)?;
     }
     Ok(retained)
 }
@@ -94,7 +94,7 @@ pub(super) async fn clear(client: Client, mut events: EventLoop, topics: Vec<Str
         }
     }
     if client.disconnect().is_ok() {
-        events.disconnected().await?;
+        events.disconnected().await.map_err(ConnectionError::once_connected)?;
     }
     Ok(())
 }

@@ -291,13 +291,14 @@ async fn a_state_of_the_first_version_is_migrated() {
         DROP TABLE waiters;
         DROP TABLE sinks;
         ALTER TABLE servers DROP COLUMN journal_reset;
+        DROP INDEX unfinished_commands;
+        ALTER TABLE commands DROP COLUMN sees_secrets; ALTER TABLE commands DROP COLUMN begun;
         ALTER TABLE commands DROP COLUMN crashes; ALTER TABLE commands DROP COLUMN is_running; ALTER TABLE commands DROP COLUMN digest;
         ALTER TABLE servers RENAME COLUMN has_commits TO is_used;
         ALTER TABLE snapshot RENAME COLUMN diff_state TO memory;
         ALTER TABLE snapshot RENAME TO told;
         ALTER TABLE retained_topics RENAME COLUMN topic TO name;
         ALTER TABLE retained_topics RENAME TO retained;
-        DROP INDEX unfinished_commands;
         CREATE INDEX open_commands ON commands (number) WHERE result IS NULL;";
     connection.execute_batch(first_version).unwrap();
     connection.execute("DELETE FROM meta WHERE key = 'commits'", []).unwrap();

@@ -26,7 +26,7 @@ pub(super) const NOT_AUTHORIZED: &str =
 pub(super) const BAD_CLIENT_ID: &str = "the broker refuses our client id: try a shorter `instance`";
 
 /// A connection could not be made, or is over.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ConnectionError {
     /// Kind, by which the caller decides.
     pub kind: ErrorKind,
@@ -43,6 +43,8 @@ pub enum ErrorKind {
     QosRefused,
     /// The broker retains nothing, and so refuses a retained last will.
     RetainRefused,
+    /// The connection was closed before CONNECT was sent, which says nothing about that.
+    ClosedBefore,
     /// The broker closed the connection without a reason, in place of CONNACK.
     Closed,
     /// The broker closed the connection without a reason, after CONNACK.
@@ -76,26 +78,38 @@ impl ConnectionError {
 
     /// Returns the same error for a connection that was established.
     pub fn once_connected(self) -> Self {
-        // A close after CONNACK is about something else than the protocol version or the last will.
-        let kind = if self.kind == ErrorKind::Closed { ErrorKind::ClosedInUse } else { self.kind };
+        // After CONNACK it is about something else than the protocol version or the last will.
+        let kind = match self.kind {
+            ErrorKind::Closed => ErrorKind::ClosedInUse,
+            ErrorKind::Unreadable => ErrorKind::Other,
+            kind => kind,
+        };
+        Self { kind, ..self }
+    }
+
+    /// Returns the same error for a connection on which nothing was sent yet.
+    pub fn before_connect(self) -> Self {
+        let kind = if self.kind == ErrorKind::Closed { ErrorKind::ClosedBefore } else { self.kind };
         Self { kind, ..self }
     }
 
     /// Whether the broker closed the connection without a reason.
     pub fn is_close(&self) -> bool {
-        matches!(self.kind, ErrorKind::Closed | ErrorKind::ClosedInUse)
+        matches!(self.kind, ErrorKind::ClosedBefore | ErrorKind::Closed | ErrorKind::ClosedInUse)
     }
 
     /// Returns which demand may have been too much.
     pub fn failure(&self) -> Failure {
         match self.kind {
             // A broker that reads the CONNECT as one of MQTT 3.1.1 waits for the rest of it, or answers in that version.
-            ErrorKind::VersionRefused | ErrorKind::Unreadable | ErrorKind::Silent => Failure::Version,
+            ErrorKind::VersionRefused | ErrorKind::Unreadable => Failure::Version,
+            ErrorKind::Silent => Failure::Silent,
             ErrorKind::QosRefused => Failure::WillQos,
             ErrorKind::RetainRefused => Failure::WillRetain,
             ErrorKind::Closed => Failure::ClosedInHandshake,
             ErrorKind::ClosedInUse => Failure::ClosedInUse,
-            ErrorKind::SentTooLarge
+            ErrorKind::ClosedBefore
+            | ErrorKind::SentTooLarge
             | ErrorKind::ReceivedTooLarge
             | ErrorKind::Deferred
             | ErrorKind::Quota

@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use rustls::ClientConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 
 use super::super::demands::Protocol;
 use super::super::settings::{BrokerUrl, Settings};
@@ -26,6 +26,8 @@ use super::{Client, ConnectOptions, KEEP_ALIVE, Request, v5, v311};
 
 /// Maximum time until CONNACK.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum pause in what is still read when nothing can be written any more.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Requests are put into one write up to this size. A larger message is a write of its own.
 const WRITE_BYTES: usize = 64 << 10;
 /// Room for a read.
@@ -57,6 +59,8 @@ pub struct EventLoop {
     output: BytesMut,
     /// Something of it, or of what a TLS stream buffers, is not with the operating system yet.
     needs_write: bool,
+    /// Why nothing can be written any more. What the broker sent before, perhaps the reason, is read first.
+    write_error: Option<ConnectionError>,
     /// Becomes events when the output is written.
     unwritten: VecDeque<Event>,
     /// Not answered completely yet.
@@ -112,6 +116,7 @@ pub fn open(settings: &Settings, tls: Option<&Arc<ClientConfig>>, options: &Conn
         input: BytesMut::new(),
         output: BytesMut::new(),
         needs_write: false,
+        write_error: None,
         unwritten: VecDeque::new(),
         subscriptions: Vec::new(),
         events: VecDeque::new(),
@@ -124,12 +129,13 @@ impl EventLoop {
     pub async fn connected(&mut self) -> Result<ConnAck, ConnectionError> {
         let timed_out =
             |_| ConnectionError::new(ErrorKind::Silent, format!("no connection within {CONNECT_TIMEOUT:?}"));
-        tokio::time::timeout(CONNECT_TIMEOUT, self.handshake()).await.map_err(timed_out)?
+        timeout(CONNECT_TIMEOUT, self.handshake()).await.map_err(timed_out)?
     }
 
     async fn handshake(&mut self) -> Result<ConnAck, ConnectionError> {
         let hello = std::mem::replace(&mut self.hello, Err(ConnectionError::other("already connected")))?;
-        let (mut reader, mut writer) = tokio::io::split(stream::open(&self.url, self.tls.as_ref()).await?);
+        let stream = stream::open(&self.url, self.tls.as_ref()).await.map_err(ConnectionError::before_connect)?;
+        let (mut reader, mut writer) = tokio::io::split(stream);
         writer.write_all(&hello).await.map_err(|error| error::from_io(&error))?;
         writer.flush().await.map_err(|error| error::from_io(&error))?;
         let connack = loop {
@@ -142,8 +148,10 @@ impl EventLoop {
                 return Err(error::closed());
             }
         };
-        // 0 switches it off (MQTT 5 §3.2.2.3.14), but a connection that is dead without a FIN is to be noticed.
-        let keep_alive = connack.keep_alive.filter(|keep_alive| !keep_alive.is_zero()).unwrap_or(KEEP_ALIVE);
+        // 0 switches it off (MQTT 5 §3.2.2.3.14) and a broker may grant hours, but a connection that is dead without a FIN is to be
+        // noticed, and a client may ask sooner.
+        let granted = connack.keep_alive.filter(|keep_alive| !keep_alive.is_zero());
+        let keep_alive = granted.map_or(KEEP_ALIVE, |granted| granted.min(KEEP_ALIVE));
         self.ids.unacknowledged_max = usize::from(connack.receive_max).clamp(1, UNACKNOWLEDGED_MAX);
         let ping = ping_interval(keep_alive);
         self.connection = Some(Connection { reader, writer, ping, awaits_pong: false, unwritten_at_ping: 0 });
@@ -189,6 +197,10 @@ impl EventLoop {
         let Some(Connection { reader, writer, ping, .. }) = &mut self.connection else {
             return Err(ConnectionError::other("not connected"));
         };
+        if let Some(error) = &self.write_error {
+            let read = timeout(LAST_WORDS_TIMEOUT, reader.read_buf(&mut self.input)).await;
+            return if matches!(read, Ok(Ok(1..))) { Ok(()) } else { Err(error.clone()) };
+        }
         let can_take = !self.needs_write && self.ids.has_room();
         self.input.reserve(READ_BYTES);
         let step = tokio::select! {
@@ -200,7 +212,8 @@ impl EventLoop {
         match step {
             Step::Read(Ok(0)) => return Err(error::closed()),
             Step::Read(Ok(_)) => {}
-            Step::Read(Err(error)) | Step::Written(Err(error)) => return Err(error::from_io(&error)),
+            Step::Read(Err(error)) => return Err(error::from_io(&error)),
+            Step::Written(Err(error)) => self.write_error = Some(error::from_io(&error)),
             Step::Written(Ok(())) => self.on_written(),
             Step::Requested(Some(request)) => return self.take_requests(request),
             Step::Requested(None) => return Err(ConnectionError::other("the connection was given up")),

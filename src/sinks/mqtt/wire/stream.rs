@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_tungstenite::tungstenite::client::IntoClientRequest as _;
 use async_tungstenite::tungstenite::http::HeaderValue;
+use async_tungstenite::tungstenite::protocol::WebSocketConfig;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -14,6 +15,7 @@ use crate::connect::connect;
 
 use super::super::settings::{BrokerUrl, Transport};
 use super::error::{self, ConnectionError};
+use super::event::PACKET_BYTES_MAX;
 
 /// The name of MQTT in the opening handshake of a WebSocket (MQTT 5 §6).
 const SUBPROTOCOL: (&str, &str) = ("Sec-WebSocket-Protocol", "mqtt");
@@ -48,7 +50,9 @@ async fn web_socket(url: &BrokerUrl, stream: Box<dyn ByteStream>) -> Result<Box<
     let (header, mqtt) = SUBPROTOCOL;
     let mut request = url.with_query().into_client_request().map_err(|error| error::from_web_socket(&error))?;
     request.headers_mut().insert(header, HeaderValue::from_static(mqtt));
-    let handshake = async_tungstenite::tokio::client_async(request, stream).await;
+    // A packet may come in several frames, but a message has no reason to be larger than a packet.
+    let config = WebSocketConfig::default().max_message_size(Some(PACKET_BYTES_MAX as usize));
+    let handshake = async_tungstenite::tokio::client_async_with_config(request, stream, Some(config)).await;
     // An answer with another subprotocol, or with none, is refused there (RFC 6455 §4.1).
     let (socket, _response) = handshake.map_err(|error| error::from_web_socket(&error))?;
     Ok(Box::new(WsStream::new(socket)))

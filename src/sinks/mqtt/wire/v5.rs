@@ -95,6 +95,12 @@ pub(super) fn decode(input: &mut BytesMut, bytes_max: u32) -> Result<Option<Inco
         // A broker of MQTT 3.1.1 may accept what it cannot have understood, so whatever it answers, it is no MQTT 5.
         return Err(refused(ConnectReturnCode::RefusedProtocolVersion));
     }
+    // rumqttc does not read a DISCONNECT without properties, or without a reason (§3.14.2).
+    if let [0xE0, 0x00, ..] | [0xE0, 0x01, _, ..] = input[..] {
+        let code = if input[1] == 0 { 0 } else { input[2] };
+        let reason = DisconnectReasonCode::try_from(code).map_err(|error| error::unreadable(&error))?;
+        return Err(hung_up(Disconnect::new(reason)));
+    }
     let unread = input.len();
     let packet = match Packet::read(input, Some(bytes_max)) {
         Ok(packet) => packet,
