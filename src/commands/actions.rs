@@ -275,7 +275,9 @@ impl Execution<'_> {
     /// Checks what can be said of a torrent before the client is asked: the capability of the client, and `if_status`.
     pub(super) fn check(&self, hash: InfoHash) -> Result<(), CommandError> {
         self.check_capability().map_err(|error| command_error(&error))?;
-        let Some(allowed) = &self.request.if_status else { return Ok(()) };
+        // What was begun is held, and was as it had to be.
+        let is_begun = self.command.begun.contains(&hash);
+        let Some(allowed) = self.request.if_status.as_ref().filter(|_| !is_begun) else { return Ok(()) };
         match self.status(hash) {
             Some(status) if allowed.contains(&status) => Ok(()),
             Some(status) => Err(precondition(format!("its status is {}", status.as_str()))),

@@ -77,7 +77,12 @@ impl Execution<'_> {
             rows.push(if let Err(error) = found { TorrentOutcome::failed(row.hash, error) } else { row });
         }
         rows.sort_by_key(|row| row.hash);
-        rows.iter().for_each(|row| self.progress().note_outcome(row));
+        for row in &rows {
+            // What an earlier run has begun, and this one could not end, goes on behind the result.
+            if row.status == OutcomeStatus::Ok || !self.command.begun.contains(&row.hash) {
+                self.progress().note_outcome(row);
+            }
+        }
         Ok(ResultBody::of_torrents(rows))
     }
 
@@ -187,6 +192,7 @@ impl Execution<'_> {
         let before = std::mem::replace(&mut content.directory, place);
         let roots = self.parts.sources.roots.clone();
         let may_overwrite = torrent.status != Status::Stopped;
+        let is_elsewhere = before != content.directory;
         let check = move || {
             // Without its root this machine sees nothing of the directory; then the client alone can say.
             if !roots.is_seen(&content.directory) {
@@ -201,9 +207,12 @@ impl Execution<'_> {
                     "{difference}; a torrent that runs needs there either all that it has or none of its files, because the \
                      client would overwrite what differs: stop it first"
                 ))),
-                None if place.is_empty() || place.has_files_of(&roots, old) => Ok(action),
+                None if place.is_empty() || (is_elsewhere && place.has_files_of(&roots, old)) => Ok(action),
                 // Files of the same names and sizes may be others all the same, and the client would not notice.
                 None if torrent.downloaded == 0 => Ok(recheck),
+                None if may_overwrite && is_elsewhere && torrent.downloaded < torrent.length => Err(precondition(
+                    "the files there have the right sizes, and only a check by the client shows whether they are its content;                      a torrent that runs and is not complete might write to them meanwhile: stop it first",
+                )),
                 None => Ok(Move { must_find: Some(torrent.downloaded), ..recheck }),
             }
         };

@@ -82,6 +82,8 @@ pub(super) struct Execution<'a> {
     file_progress: Mutex<FileProgress>,
     /// It is written down that it has begun to change torrents.
     pub was_begun: AtomicBool,
+    /// It goes on behind its result, with what it has begun alone.
+    pub winds_up: bool,
     pub queued: &'a QueuedCommand,
 }
 
@@ -121,7 +123,7 @@ impl<'a> Execution<'a> {
         let (deaths, file_progress) =
             (AtomicU32::new(0), Mutex::new(FileProgress { begun, ..FileProgress::default() }));
         let was_begun = AtomicBool::new(!command.begun.is_empty());
-        Self { parts, queue, turns, command, request, deaths, file_progress, was_begun, queued }
+        Self { parts, queue, turns, command, request, deaths, file_progress, was_begun, winds_up: false, queued }
     }
 }
 

@@ -116,6 +116,11 @@ impl FileMove {
         Ok(new_folders)
     }
 
+    /// Whether every file is at its old place alone.
+    pub fn is_untouched(&self) -> bool {
+        self.plan.check_complete().is_ok() && self.pairs.iter().all(|pair| !pair.is_copied)
+    }
+
     /// Moves the files, as long as `has_time`.
     ///
     /// # Errors

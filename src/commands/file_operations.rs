@@ -20,13 +20,13 @@ use super::errors::{
 };
 use super::execution::{Attempt, Execution, Failure};
 use super::file_moves::FileMove;
-use super::file_progress::{FileProgress, not_begun};
+use super::file_progress::{FileProgress, not_begun, untouched};
 use super::files::FilePlan;
 use super::pending_effects::EffectWaiter;
 use super::results::ResultBody;
 use crate::model::{
-    Action, CommandError, Content, DeletedFiles, ErrorCode, InfoHash, Listing, Move, Observed, Operation, Parts,
-    Status, Torrent, TorrentOutcome,
+    Action, CommandError, Content, DeletedFiles, ErrorCode, InfoHash, Listing, Move, Observed, Operation,
+    OutcomeStatus, Parts, Status, Torrent, TorrentOutcome,
 };
 use crate::port::{ClientError, Scope};
 
@@ -64,6 +64,7 @@ impl Execution<'_> {
             *progress = FileProgress { hashes: hashes.clone(), begun, ..FileProgress::default() };
         }
         for (number, hash) in hashes.into_iter().enumerate() {
+            let was_begun = self.command.begun.contains(&hash);
             let row = match directory {
                 _ if self.is_over() => Err(not_begun().into()),
                 Some(directory) => self.move_with_files(hash, directory, &listing).await,
@@ -78,7 +79,10 @@ impl Execution<'_> {
                 Err(failure @ Failure::Store(_)) => return Err(failure),
             };
             let mut progress = self.progress();
-            progress.note_outcome(&row);
+            // What an earlier run has begun, and this one could not end, goes on behind the result.
+            if !was_begun || row.status == OutcomeStatus::Ok {
+                progress.note_outcome(&row);
+            }
             progress.rows.push(row);
             progress.is_changing = false;
         }
@@ -86,7 +90,13 @@ impl Execution<'_> {
     }
 
     /// Writes down that a torrent is changed from now on, so that it is not left half done by a crash.
+    ///
+    /// # Errors
+    /// The time is over: the command may have its result, and what is not begun by then does not begin.
     pub(super) async fn begin(&self, hash: InfoHash) -> Attempt<()> {
+        if self.is_over() {
+            return Err(not_begun().into());
+        }
         let begun = {
             let mut progress = self.progress();
             progress.settle(hash);
@@ -120,6 +130,9 @@ impl Execution<'_> {
         let plan = self.plan_delete(located).await?;
         if self.request.dry_run {
             return Ok(deleted(plan.preview()));
+        }
+        if self.winds_up && plan.check_complete().is_ok() {
+            return Err(untouched().into());
         }
         self.begin(hash).await?;
         let action = Action::Delete(hash);
@@ -181,6 +194,9 @@ impl Execution<'_> {
         let moving = self.plan_move(located, directory).await?;
         if self.request.dry_run {
             return Ok(TorrentOutcome::ok(hash));
+        }
+        if self.winds_up && self.command.is_answered && moving.is_untouched() {
+            return Err(untouched().into());
         }
         self.begin(hash).await?;
         let was_paused = torrent.status == Status::Paused;

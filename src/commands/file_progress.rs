@@ -58,6 +58,11 @@ impl FileProgress {
     }
 }
 
+/// Returns the error of a torrent with which the command does not go on behind its result.
+pub(super) fn untouched() -> CommandError {
+    out_of_time("its files are untouched, and it goes on as before")
+}
+
 /// Returns the error of a torrent whose turn did not come in time.
 pub(super) fn not_begun() -> CommandError {
     out_of_time("its turn had not come, and it is as it was")

@@ -312,8 +312,10 @@ impl Queue {
             of_origin.lacks_memory |= !has_room;
             let takes_memory = || self.memory.take_running(&command.origin, bytes, is_only);
             match entry.torrents() {
-                // It takes no memory to speak of, and its share is given back with it all the same.
-                _ if command.expires_at <= now => self.memory.take_running(&command.origin, bytes, true),
+                // It takes no memory to speak of, and its share is given back with it all the same. One that has begun goes on.
+                _ if command.expires_at <= now && command.begun.is_empty() => {
+                    self.memory.take_running(&command.origin, bytes, true)
+                }
                 _ if of_origin.is_closed || is_add && of_origin.adds > ADDS_MAX => false,
                 Torrents::These([]) => has_room && takes_memory(),
                 Torrents::These(hashes) => {

@@ -77,10 +77,9 @@ pub async fn answer_for_removed_servers(common: &Common, known: &BTreeSet<Server
             let page = common.store.unfinished_commands(Some(&server), after).await?;
             let Some((last, _)) = page.last() else { break };
             after = *last;
-            // One that has its result goes on if its server comes back.
-            for (_, command) in page.into_iter().filter(|(_, command)| !command.is_answered) {
+            for (_, command) in page {
                 let error = CommandError::new(ErrorCode::UnknownServer, "the server is not in the config any more");
-                finish(common, &command, &CommandSender::default(), ResultBody::failed(error)).await?;
+                end(common, command, error).await?;
             }
         }
     }
@@ -105,7 +104,9 @@ async fn end(common: &Common, command: LoggedCommand, error: CommandError) -> Re
             "torrent was being moved or deleted: it may be stopped, and its files may be at both places or gone"
         );
     }
-    finish(common, &command, &CommandSender::default(), ResultBody::failed(error)).await?;
+    if !command.is_answered {
+        finish(common, &command, &CommandSender::default(), ResultBody::failed(error)).await?;
+    }
     retry_while_full("a command", || common.store.set_begun(server.as_ref(), id, Vec::new())).await
 }
 

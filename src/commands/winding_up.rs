@@ -10,6 +10,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::execution::Execution;
+use super::file_progress::untouched;
 use super::queue::QueuedCommand;
 use super::request::{Request, Target};
 use super::results::{ResultBody, finish};
@@ -24,6 +25,7 @@ impl Execution<'_> {
     /// Gives the command its result, and then ends with the torrents that it has begun to change.
     pub(super) async fn finish(&self, body: ResultBody) -> Result<(), StoreError> {
         let is_done = self.progress().begun.is_empty();
+        let body = if !is_done && body.status == OutcomeStatus::Expired { self.interrupted() } else { body };
         if is_done && self.was_begun.load(Ordering::Relaxed) {
             self.note_begun(Vec::new()).await?;
         }
@@ -40,7 +42,7 @@ impl Execution<'_> {
     /// as before, as far as is known.
     ///
     /// Each step may be repeated, so the command is executed once more for these, with time enough. What fails then is let go
-    /// on, and the log says why.
+    /// on, and the log says why; so is what it had not touched yet, and what was begun long ago, which nobody waits for.
     pub(super) async fn wind_up(&self) -> Result<(), StoreError> {
         let begun = self.progress().begun.clone();
         let Self { parts, queue, turns, command, request, queued, .. } = self;
@@ -49,12 +51,18 @@ impl Execution<'_> {
             warn!(%server, %id, torrents = ?begun, "command goes on behind its result");
             queue.set_matched(id, &begun);
             let now = parts.common.clock.now();
-            let expires_at = now.plus_millis(u64::try_from(WIND_UP_TIMEOUT.as_millis()).unwrap_or(u64::MAX));
+            let timeout_ms = u64::try_from(WIND_UP_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
+            let is_old = now > command.expires_at.plus_millis(timeout_ms);
+            let expires_at = now.plus_millis(timeout_ms);
             let command = LoggedCommand { expires_at, is_started: true, begun: begun.clone(), ..(*command).clone() };
             let request = Request { target: Target::Torrents(begun.clone()), if_status: None, ..(*request).clone() };
             let queued = QueuedCommand::new(command, request, queued.sender.clone());
-            let again = Execution::new(parts, queue, turns, &queued);
-            let body = Box::pin(again.execute_or_panic()).await?;
+            let mut again = Execution::new(parts, queue, turns, &queued);
+            again.winds_up = true;
+            let body = match is_old {
+                true => ResultBody::failed(untouched()),
+                false => Box::pin(again.execute_or_panic()).await?,
+            };
             again.note_end(&body);
             let is_done =
                 |hash: &InfoHash| body.torrents.iter().any(|row| row.hash == *hash && row.status == OutcomeStatus::Ok);
@@ -80,7 +88,7 @@ impl Execution<'_> {
         let goes_on = if self.command.begun.is_empty() {
             ""
         } else {
-            "; what it had begun to move or to delete is completed now"
+            "; what it had begun to move or to delete is completed now, and what it had not touched goes on as before"
         };
         let message = format!(
             "the bridge was interrupted while the client was asked, and its time to live is over since{goes_on}"

@@ -109,6 +109,25 @@ async fn a_delete_that_was_answered_before_a_kill_goes_on_in_the_next_run() {
 }
 
 #[tokio::test]
+async fn a_delete_that_had_only_held_the_torrent_deletes_nothing_in_the_next_run() {
+    if !can_run() {
+        return;
+    }
+    let content = content();
+    let (mut world, server) = behind_faults(&content).await;
+    server.fail_next("dtorrent_held", Fault::SwallowAnswer, 1);
+    send(&world, content.hash, "delete", json!({"data": true})).await;
+    hang(&mut world, &server, Fault::SwallowAnswer).await;
+    let result = world.recorder.result_within(PATIENCE, "begun").await;
+    assert!(result.to_string().contains("the files are untouched, and the torrent goes on as before"), "{result}");
+    world.bridge().restart();
+    world.home.process().unpause().unwrap();
+    world.database().until("the command has ended", |database| database.begun_commands() == 0).await;
+    let downloads = world.home.downloads.clone();
+    assert_moved(&world, &content, &downloads.join("elsewhere"), &downloads).await;
+}
+
+#[tokio::test]
 async fn a_move_that_was_killed_while_it_copied_is_completed_also_after_its_time_to_live() {
     if !can_run() {
         return;

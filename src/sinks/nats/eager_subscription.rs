@@ -5,6 +5,7 @@
 //! and drops what finds the channel full. A task that reads the channel comes too late for all of that. So it is read by the
 //! waker of the channel, which async-nats calls between one message and the next.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -15,6 +16,8 @@ use tokio::task::unconstrained;
 /// Hands over what comes until it is dropped.
 pub struct EagerSubscription {
     subscriber: Mutex<Subscriber>,
+    /// Calls of the waker that are not answered yet; only the first of them polls.
+    calls: AtomicUsize,
     on_message: Box<dyn Fn(Message) + Send + Sync>,
 }
 
@@ -25,18 +28,30 @@ impl EagerSubscription {
     /// Begins to hand over messages. `on_message` is called by async-nats as well as here, must not wait, and must not cause
     /// another message of this subscription.
     pub fn begin(subscriber: Subscriber, on_message: impl Fn(Message) + Send + Sync + 'static) -> Arc<Self> {
-        let subscription = Arc::new(Self { subscriber: Mutex::new(subscriber), on_message: Box::new(on_message) });
+        let subscription = Arc::new(Self {
+            subscriber: Mutex::new(subscriber),
+            calls: AtomicUsize::new(0),
+            on_message: Box::new(on_message),
+        });
         subscription.empty();
         subscription
     }
 
     fn empty(self: &Arc<Self>) {
+        // Another call polls already, on another thread or further down on this one, and polls once more for this one.
+        let mut calls = self.calls.fetch_add(1, Ordering::AcqRel) + 1;
+        if calls > 1 {
+            return;
+        }
         let waker = Waker::from(Arc::new(Emptier(Arc::downgrade(self))));
         let mut context = Context::from_waker(&waker);
         let mut subscriber = self.subscriber.lock().unwrap_or_else(PoisonError::into_inner);
-        // Without tokio's budget: where that is used up, tokio calls the waker at once, which would wait for this lock.
-        while let Poll::Ready(Some(message)) = unconstrained(subscriber.next()).poll_unpin(&mut context) {
-            (self.on_message)(message);
+        while calls > 0 {
+            // Without tokio's budget: where that is used up, there would be one more call for each message.
+            while let Poll::Ready(Some(message)) = unconstrained(subscriber.next()).poll_unpin(&mut context) {
+                (self.on_message)(message);
+            }
+            calls = self.calls.fetch_sub(calls, Ordering::AcqRel) - calls;
         }
     }
 }

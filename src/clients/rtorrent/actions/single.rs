@@ -283,6 +283,10 @@ impl<'a> SingleAction<'a> {
             let is_over = Instant::now() >= until;
             if is_over {
                 forgotten::mark(&current.access, [&mut current.row]).await?;
+                // Nothing was read, so nobody knows what is there.
+                if must_find.is_some() && current.row.hashing_failed {
+                    return Err(behind_another_check());
+                }
             }
             match (current.row.is_checking(), must_find) {
                 (true, _) if !is_over => {}

@@ -141,6 +141,12 @@ async fn read_together(access: &Access<'_>, texts: &mut [LeftOut<'_>]) -> Result
     let answers = match access.call(&calls).await {
         Ok(answers) => answers,
         // A text that cannot be read is no reason to do without the others.
+        Err(ClientError::Protocol { .. } | ClientError::Fault { .. }) if texts.len() > 1 => {
+            for text in texts.chunks_mut(1) {
+                Box::pin(read_together(access, text)).await?;
+            }
+            return Ok(());
+        }
         Err(ClientError::Protocol { .. } | ClientError::Fault { .. }) => Vec::new(),
         Err(error) => return Err(error),
     };
