@@ -108,11 +108,11 @@ impl Broker {
         F: Future<Output = Result<T, ConnectionError>>,
     {
         let mut descent = self.ladder().begin(duty, self.began.elapsed());
-        let mut told: Option<ConnectionError> = None;
+        let mut first: Option<ConnectionError> = None;
         let error = loop {
             let error = match within_timeout(connect(descent.demands())).await {
                 Ok(connected) => {
-                    self.note_worked(&descent, told.as_ref());
+                    self.note_worked(&descent, first.as_ref());
                     return Ok(connected);
                 }
                 Err(error) => error,
@@ -122,11 +122,11 @@ impl Broker {
                 self.ladder().failed(&descent, error.failure());
             }
             // The first close says as much as those after it, and belongs to the demands of the config.
-            match &told {
-                Some(first) if first.is_close() && error.is_close() => {}
-                _ => told = Some(error),
+            match &first {
+                Some(close) if close.is_close() && error.is_close() => {}
+                _ => first = Some(error),
             }
-            if !goes_on && let Some(error) = told {
+            if !goes_on && let Some(error) = first {
                 break error;
             }
         };
@@ -134,8 +134,8 @@ impl Broker {
         Err(ConnectionError { reason: format!("{}: {reason}", self.settings.url), ..error })
     }
 
-    fn note_worked(&self, descent: &Descent, told: Option<&ConnectionError>) {
-        let reason = told.map(|error| error.reason.as_str());
+    fn note_worked(&self, descent: &Descent, error: Option<&ConnectionError>) {
+        let reason = error.map(|error| error.reason.as_str());
         for missing in self.ladder().worked(descent, self.began.elapsed()) {
             warn!(sink = %self.settings.name, reason, "the broker {missing}");
         }

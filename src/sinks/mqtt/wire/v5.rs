@@ -228,3 +228,19 @@ fn qos(qos: Qos) -> QoS {
         Qos::AtLeastOnce => QoS::AtLeastOnce,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disconnect_without_properties_or_reason_is_read() {
+        let decoded = |bytes: &[u8]| decode(&mut BytesMut::from(bytes), PACKET_BYTES_MAX);
+        // As mosquitto sends it to a packet above its limit.
+        assert_eq!(decoded(&[0xE0, 0x01, 0x95]).unwrap_err().kind, ErrorKind::SentTooLarge);
+        assert_eq!(decoded(&[0xE0, 0x01, 0x8E]).unwrap_err().reason, error::TAKEN_OVER);
+        assert_eq!(decoded(&[0xE0, 0x00]).unwrap_err().kind, ErrorKind::Other);
+        assert_eq!(decoded(&[0xE0, 0x01, 0x03]).unwrap_err().kind, ErrorKind::Unreadable);
+        assert!(decoded(&[0xE0, 0x01]).unwrap().is_none(), "its end has not come yet");
+    }
+}
