@@ -211,7 +211,8 @@ impl Execution<'_> {
                 // Files of the same names and sizes may be others all the same, and the client would not notice.
                 None if torrent.downloaded == 0 => Ok(recheck),
                 None if may_overwrite && is_elsewhere && torrent.downloaded < torrent.length => Err(precondition(
-                    "the files there have the right sizes, and only a check by the client shows whether they are its content;                      a torrent that runs and is not complete might write to them meanwhile: stop it first",
+                    "the files there have the right sizes, and only a check by the client shows whether they are its content; \
+                     a torrent that runs and is not complete might write to them meanwhile: stop it first",
                 )),
                 None => Ok(Move { must_find: Some(torrent.downloaded), ..recheck }),
             }

@@ -330,6 +330,129 @@ async fn other_files_of_the_same_sizes_at_the_new_place_are_found_out_and_the_mo
     }
 }
 
+/// It would write to them while it is checked what they are.
+#[tokio::test]
+async fn an_incomplete_torrent_that_runs_is_not_moved_to_other_files_of_the_same_sizes() {
+    if !can_run() {
+        return;
+    }
+    let contents = contents();
+    let mut world = World::new(Setup::default()).await;
+    let new = world.home.downloads.join("new");
+    for content in &contents {
+        content.write_to(&world.home.downloads).unwrap();
+        // The end of its last file was not downloaded yet.
+        let (file, bytes) = content.files.last().unwrap();
+        let (begun, end) = bytes.split_at(bytes.len() - 10_000);
+        std::fs::write(world.home.downloads.join(file), [begun, &vec![0; end.len()]].concat()).unwrap();
+        world.home.load(&content.torrent, true).await.unwrap();
+        world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
+        write_other(content, &new);
+    }
+    world.start_bridge().await;
+    for content in &contents {
+        let before = world.home.get(content.hash, "d.completed_bytes").await.unwrap();
+        assert!((1..content.length()).contains(&before.parse().unwrap()), "{before}");
+        let mark = world.recorder.mark();
+        let result = move_to(&world, content.hash, &new).await;
+        assert_eq!(error_code(&result), "precondition", "{result}");
+        let message = result["error"]["message"].as_str().unwrap();
+        assert!(message.contains("a torrent that runs and is not complete") && !message.contains("  "), "{message}");
+        let events = events_in(&world.recorder.since(mark), "home");
+        let touched = events.iter().find(|event| event["hash"] == json!(content.hash));
+        assert_eq!(touched, None, "it was not even stopped");
+        assert_eq!(world.home.get(content.hash, "d.is_active").await.unwrap(), "1");
+        assert_eq!(world.home.get(content.hash, "d.completed_bytes").await.unwrap(), before);
+        let directory = world.home.get(content.hash, "d.directory").await.unwrap();
+        assert!(!Path::new(&directory).starts_with(&new), "{directory}");
+        for (file, bytes) in &content.files {
+            assert_eq!(std::fs::read(new.join(file)).unwrap(), vec![7; bytes.len()], "{file}");
+        }
+    }
+}
+
+/// Starts everything with a complete torrent that runs or is stopped, and a web server in front of rTorrent that loses
+/// answers.
+async fn behind_faults(content: &Content, start: bool) -> (World, FaultyServer) {
+    let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
+    let mut world = World::new(Setup { rtorrent, server: "timeout = \"1s\"".to_owned(), ..Setup::default() }).await;
+    content.write_to(&world.home.downloads).unwrap();
+    world.home.load(&content.torrent, start).await.unwrap();
+    if !start {
+        world.home.act(content.hash, "d.check_hash", &[]).await.unwrap();
+    }
+    world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
+    world.home.wait_for(content.hash, "d.hashing", "0").await.unwrap();
+    let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
+    let server = FaultyServer::to(address, Duration::from_secs(1), 1).await;
+    world.start_bridge_for(&[("home", &server.url())]).await;
+    (world, server)
+}
+
+#[tokio::test]
+async fn what_is_at_the_new_place_is_checked_by_the_run_after_a_kill_that_came_before_the_check() {
+    if !can_run() {
+        return;
+    }
+    for (start, state) in [(true, "1"), (false, "0")] {
+        for content in &contents() {
+            let (mut world, server) = behind_faults(content, start).await;
+            let (old, new) = (world.home.downloads.clone(), world.home.downloads.join("new"));
+            write_other(content, &new);
+            server.fail_next("d.check_hash", Fault::SwallowRequest, 1);
+            let body = json!({"id": "begun", "directory": new});
+            let topic = format!("dtorrent/{}", topic(content.hash, "move"));
+            world.recorder.send(Command::new(&topic, body.to_string())).await;
+            server.wait_for(Fault::SwallowRequest, 1).await;
+            world.bridge().process().kill().unwrap();
+            let directory = world.home.get(content.hash, "d.directory").await.unwrap();
+            assert!(Path::new(&directory).starts_with(&new), "{directory}");
+            assert_eq!(world.home.get(content.hash, "d.complete").await.unwrap(), "1", "it claims what is not there");
+            world.bridge().restart();
+            let result = world.recorder.result("begun").await;
+            assert_eq!(error_code(&result), "precondition", "{result}");
+            assert!(result.to_string().contains("bytes that it had; its directory is the old one again"), "{result}");
+            world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
+            world.home.wait_for(content.hash, "d.state", state).await.unwrap();
+            world.home.wait_for(content.hash, "d.is_active", state).await.unwrap();
+            let directory = world.home.get(content.hash, "d.directory").await.unwrap();
+            assert!(Path::new(&directory).starts_with(&old) && !Path::new(&directory).starts_with(&new), "{directory}");
+            for (file, bytes) in &content.files {
+                assert_eq!(std::fs::read(new.join(file)).unwrap(), vec![7; bytes.len()], "{file}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_check_that_rtorrent_has_forgotten_proves_nothing_about_the_files_at_the_new_place() {
+    if !can_run() {
+        return;
+    }
+    let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
+    let mut world = World::new(Setup { rtorrent, ..Setup::default() }).await;
+    let content = Content::file("one.iso", 50_000, 1);
+    content.write_to(&world.home.downloads).unwrap();
+    world.home.load(&content.torrent, true).await.unwrap();
+    world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
+    let new = world.home.downloads.join("new");
+    write_other(&content, &new);
+    let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
+    let proxy = ScgiProxy::to(address).await;
+    world.start_bridge_for(&[("home", &format!("scgi://{}", proxy.address))]).await;
+    // In the queue of checks whenever it is read alone, and never checked: `d.size_files` says 1.
+    proxy.replace(&[("d.check_hash<", "d.update_priorities<"), ("d.hashing<", "d.size_files<")]);
+    let body = json!({"directory": new, "ttl": "2s"});
+    let result = world.recorder.command(&topic(content.hash, "move"), body).await;
+    assert_eq!(error_code(&result), "precondition", "{result}");
+    assert_eq!(result["error"]["retryable"], true, "{result}");
+    let directory = world.home.get(content.hash, "d.directory").await.unwrap();
+    assert_eq!(Path::new(&directory), world.home.downloads);
+    proxy.replace(&[]);
+    world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
+    assert_eq!(world.home.get(content.hash, "d.complete").await.unwrap(), "1");
+}
+
 #[tokio::test]
 async fn content_that_somebody_has_moved_is_checked_at_its_new_place_and_complete() {
     if !can_run() {
