@@ -494,6 +494,18 @@ mod tests {
     }
 
     #[test]
+    fn a_command_that_has_begun_waits_for_those_before_it_also_when_its_time_is_over() {
+        let mut begun = command("move 1", Verb::Move, Some(1), r#"{"directory": "/srv"}"#);
+        begun.command.begun = vec![InfoHash::V1([1; 20])];
+        let queue = queue_of([command("pause 1", Verb::Pause, Some(1), ""), begun]);
+        assert_eq!(next(&queue).as_deref(), Some("pause 1"));
+        let next_in_a_second = || queue.next(Timestamp::from_millis(1_000)).map(|queued| queued.command.id.to_string());
+        assert_eq!(next_in_a_second(), None, "it would change the torrent at the same time");
+        queue.done(&CommandId::parse("pause 1").unwrap());
+        assert_eq!(next_in_a_second().as_deref(), Some("move 1"));
+    }
+
+    #[test]
     fn a_filter_runs_alone_and_nothing_overtakes_it() {
         let queue = queue_of([
             command("pause 1", Verb::Pause, Some(1), ""),
