@@ -10,7 +10,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_nats::{Client, Message as Received, Subject};
+use async_nats::{Client, Message as Received, Subject, Subscriber};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -57,7 +57,7 @@ struct Service {
 
 struct Session {
     connection: Connection,
-    _subscriptions: Vec<Arc<EagerSubscription>>,
+    _subscriptions: Vec<Arc<EagerSubscription<Subscriber>>>,
 }
 
 impl NatsCommands {
