@@ -145,6 +145,28 @@ async fn torrents_with_names_of_megabytes_do_not_cost_an_rtorrent_that_lacks_the
     assert!(!world.recorder.events("home").iter().any(|event| event["event_type"] == "server_offline"));
 }
 
+/// An answer of rTorrent has at most 64 MiB, and these together, name and directory, have more.
+#[tokio::test]
+async fn long_texts_that_are_too_large_for_one_answer_are_read_one_by_one() {
+    if !can_run() {
+        return;
+    }
+    let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
+    let mut world = World::new(Setup { rtorrent, ..Setup::default() }).await;
+    let hash = load_file(&world, &folder(&"é".repeat(17 << 20), "http://127.0.0.1:9/announce")).await;
+    world.home.wait_until("it is loaded", async || Ok(world.home.hashes().await? == [hash])).await.unwrap();
+    let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
+    let proxy = ScgiProxy::to(address).await;
+    proxy.hide(&["match", "branch"]);
+    world.start_bridge_for(&[("home", &format!("scgi://{}", proxy.address))]).await;
+    let added = world.recorder.event("home", "added", hash).await;
+    for text in ["name", "directory"] {
+        let text = added["torrent"][text].as_str().unwrap();
+        assert!(text.len() <= NAME_BYTES && text.ends_with("éé…"), "{} bytes", text.len());
+    }
+    assert_eq!(world.home.hashes().await.unwrap(), [hash], "rTorrent still runs");
+}
+
 /// The answer with these would have more than 100 MiB.
 #[tokio::test]
 async fn torrents_that_are_tied_to_texts_of_megabytes_cost_neither_the_server_nor_rtorrent() {
