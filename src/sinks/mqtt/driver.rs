@@ -319,30 +319,15 @@ mod tests {
     use bytes::Bytes;
 
     use super::super::demands::{Demands, Protocol};
-    use super::super::settings::{BrokerUrl, Prefix, Settings, Version};
+    use super::super::settings::Settings;
     use super::super::topics::Route;
     use super::super::wire::PACKET_BYTES_MAX;
     use super::*;
-    use crate::model::{Retain, SinkName};
     use crate::port::Link as _;
 
     /// A driver of a connection that is never made.
     fn driver(can_defer: bool) -> Driver {
-        let settings = Settings {
-            name: SinkName::parse("b").unwrap(),
-            instance: "main".to_owned(),
-            url: BrokerUrl::parse("mqtt://127.0.0.1:1").unwrap(),
-            username: None,
-            password: None,
-            ca_pem: None,
-            client_cert: None,
-            version: Version::Auto,
-            prefix: Prefix::default(),
-            servers: Vec::new(),
-            retain: Retain::All,
-            home_assistant: None,
-        };
-        let broker = Arc::new(Broker::new(settings).unwrap());
+        let broker = Arc::new(Broker::new(Settings::of_tests("mqtt://127.0.0.1:1")).unwrap());
         let (client, events) = broker.open_probe(&Demands::all(Protocol::V5));
         let connack = ConnAck {
             is_session_present: false,

@@ -158,6 +158,27 @@ fn path(url: &Url, transport: Transport, ends_with_slash: bool) -> Result<Option
 }
 
 #[cfg(test)]
+impl Settings {
+    /// Settings of a broker without a login and without servers.
+    pub fn of_tests(url: &str) -> Self {
+        Self {
+            name: SinkName::parse("b").unwrap(),
+            instance: "main".to_owned(),
+            url: BrokerUrl::parse(url).unwrap(),
+            username: None,
+            password: None,
+            ca_pem: None,
+            client_cert: None,
+            version: Version::Auto,
+            prefix: Prefix::default(),
+            servers: Vec::new(),
+            retain: Retain::All,
+            home_assistant: None,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

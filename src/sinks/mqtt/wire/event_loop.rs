@@ -394,3 +394,46 @@ impl PacketIds {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::net::TcpListener;
+
+    use bytes::Bytes;
+
+    use super::super::super::demands::Demands;
+    use super::super::super::message::Message;
+    use super::super::super::topics::Route;
+    use super::*;
+
+    #[tokio::test]
+    async fn the_reason_that_a_broker_gave_before_a_write_failed_is_the_error() {
+        // Whether a step reads or writes first is random.
+        for _ in 0..20 {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let options = ConnectOptions::new(&Demands::all(Protocol::V5), "us".to_owned(), 10);
+            let settings = Settings::of_tests(&format!("mqtt://{}", listener.local_addr().unwrap()));
+            let (client, mut events) = open(&settings, None, &options);
+            let accepted = tokio::task::spawn_blocking(move || {
+                let (mut broker, _) = listener.accept().unwrap();
+                broker.write_all(&[0x20, 0x03, 0x00, 0x00, 0x00]).unwrap();
+                broker
+            });
+            events.connected().await.unwrap();
+            let mut broker = accepted.await.unwrap();
+            let route = Route { topic: "a".to_owned(), qos: Qos::AtLeastOnce, is_retained: false };
+            client.publish(Message::text(route, Bytes::new())).unwrap();
+            broker.write_all(&[0xE0, 0x01, 0x8E]).unwrap();
+            // With our CONNECT unread, so the connection is reset and nothing can be written any more.
+            drop(broker);
+            let error = loop {
+                match events.next().await {
+                    Ok(_) => {}
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error.reason, error::TAKEN_OVER);
+        }
+    }
+}
