@@ -777,12 +777,27 @@ fn likely_mistakes_are_warnings() {
             "webhooks.w.url: the login crosses the network unencrypted",
         ),
         ("[webhooks.w]\nurl = 'https://h'\ntoken = 'sesame'", ""),
+        ("memory_max = '32MiB'\n[webhooks.w]\nurl = 'https://h'", ""),
         ("[webhooks.w]\nurl = 'https://h'\ntoken = 'sesam'", "webhooks.w.token: has fewer than 6 characters"),
     ] {
         let toml = if toml.contains("[servers.") { toml.to_owned() } else { format!("{toml}\n{SERVER}") };
         let warnings = config::warnings(&parsed(&toml)).join("\n");
         assert!(warnings.contains(expected) && (warnings.is_empty() == expected.is_empty()), "{toml}: {warnings}");
     }
+}
+
+#[test]
+fn too_little_memory_for_so_many_servers_and_receivers_is_warned_of() {
+    let servers = |count| (0..count).map(|server| format!("[servers.s{server}]\nurl = 'unix:///{server}'\n"));
+    let warnings = |memory_max: &str, count| {
+        let hook = "[webhooks.w]\nurl = 'https://h'\n";
+        let toml = format!("memory_max = '{memory_max}'\n{hook}{}", servers(count).collect::<String>());
+        config::warnings(&parsed(&toml)).join("\n")
+    };
+    let little = "memory_max: 32MiB leave 7 KiB for the events of each of 100 pairs of server and receiver";
+    let warning = warnings("32MiB", 100);
+    assert!(warning.starts_with(little) && warning.ends_with("at least 68MiB is right"), "{warning}");
+    assert_eq!([warnings("68MiB", 100), warnings("32MiB", 40)], ["", ""]);
 }
 
 #[test]

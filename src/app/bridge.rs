@@ -74,8 +74,7 @@ impl Bridge {
         let sinks = servers_by_sink(config);
         retry_while_full("the sinks", || store.declare_sinks(&sinks)).await.context("declare the sinks")?;
         let dyn_store: Arc<dyn Store> = store.clone();
-        // Commands come from brokers and over HTTP.
-        let shares = config.memory_max.shares(config.brokers.len() + 1, sinks.len());
+        let shares = config.memory_shares();
         let live = load_live_state(config, &*dyn_store, sinks.keys().cloned(), shares).await?;
         let is_first_run = recovery.is_new && !recovery.lost;
         // Before the first event of this run: a new sink begins with the present, and a known one must never count as new.

@@ -113,7 +113,8 @@ fn open_store(config: &Config, clock: Arc<dyn Clock>) -> anyhow::Result<(SqliteS
 }
 
 fn try_to_open_store(config: &Config, clock: Arc<dyn Clock>) -> Result<(SqliteStore, Recovery), StoreError> {
-    let (store, recovery) = SqliteStore::open(&config.data_dir, Options::default(), clock)?;
+    let options = Options { pages: config.memory_shares().pages, ..Options::default() };
+    let (store, recovery) = SqliteStore::open(&config.data_dir, options, clock)?;
     if let Some(found) = &recovery.found {
         let moved_to = recovery.moved_to.as_ref().map(|path| path.display().to_string());
         warn!(found, moved_to, "the state was unusable and has been moved aside");

@@ -93,7 +93,7 @@ mod tests {
     use crate::commands::sender::{CommandSender, Waiter};
     use crate::commands::unfinished::take_up_unfinished;
     use crate::live_state::LiveState;
-    use crate::model::{CommandId, MemoryBudget, OutcomeStatus, Timestamp, Verb};
+    use crate::model::{CommandId, MemoryShares, OutcomeStatus, Timestamp, Verb};
     use crate::port::{Clock, CommandLog as _, LoggedCommand};
     use crate::store::{MemoryStore, Options};
 
@@ -134,7 +134,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_an_earlier_run_left_is_answered_when_other_queues_leave_room_and_what_cannot_be_read_at_once() {
         let (store, common) = common();
-        let memory = Arc::new(CommandMemory::new(MemoryBudget::default().shares(1, 1)));
+        let memory = Arc::new(CommandMemory::new(MemoryShares::default()));
         let (other, queue) = (Queue::new(Arc::clone(&memory)), Arc::new(Queue::new(memory)));
         let commands =
             [log_level("of another version", b"{\"volume\": 11}"), log_level("left", b"{\"level\": \"info\"}")];

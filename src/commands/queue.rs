@@ -428,7 +428,7 @@ fn torrents_of(request: &Request) -> Torrents<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{MemoryBudget, ServerName, SinkName, Timestamp, Verb};
+    use crate::model::{Holders, MemoryBudget, ServerName, SinkName, Timestamp, Verb};
 
     fn command(id: &str, verb: Verb, hash: Option<u8>, body: &str) -> QueuedCommand {
         let hash = hash.map(|n| InfoHash::V1([n; 20]));
@@ -635,7 +635,9 @@ mod tests {
 
     #[test]
     fn an_origin_has_a_share_of_the_memory_in_all_queues_together() {
-        let memory = Arc::new(CommandMemory::new(MemoryBudget::new(32 << 20).unwrap().shares(2, 1)));
+        let memory = Arc::new(CommandMemory::new(
+            MemoryBudget::new(32 << 20).unwrap().shares(Holders { origins: 2, ..Holders::default() }),
+        ));
         let queues = [(), ()].map(|()| Queue::new(Arc::clone(&memory)));
         let large = of_many("large", 10_000);
         let [one, other] = ["one", "other"].map(|name| SinkName::parse(name).unwrap());
@@ -659,7 +661,9 @@ mod tests {
 
     #[test]
     fn as_many_large_commands_run_as_there_is_memory_for_and_one_in_each_queue_always() {
-        let memory = Arc::new(CommandMemory::new(MemoryBudget::new(64 << 20).unwrap().shares(1, 1)));
+        let memory = Arc::new(CommandMemory::new(
+            MemoryBudget::new(64 << 20).unwrap().shares(Holders { origins: 1, ..Holders::default() }),
+        ));
         let queues = [(), ()].map(|()| Queue::new(Arc::clone(&memory)));
         for (queue, ids) in queues.iter().zip([["a", "bb", "ccc"], ["dddd", "eeeee", "ffffff"]]) {
             ids.map(|id| of_many(id, 10_000)).into_iter().for_each(|queued| push(queue, queued));
@@ -682,7 +686,9 @@ mod tests {
 
     #[test]
     fn a_command_larger_than_the_share_waits_for_large_ones_that_run_and_for_no_small_or_later_one() {
-        let memory = Arc::new(CommandMemory::new(MemoryBudget::new(32 << 20).unwrap().shares(8, 1)));
+        let memory = Arc::new(CommandMemory::new(
+            MemoryBudget::new(32 << 20).unwrap().shares(Holders { origins: 8, ..Holders::default() }),
+        ));
         let queue = Queue::new(memory);
         let begun = || std::iter::from_fn(|| next(&queue)).collect::<Vec<_>>();
         push(&queue, of_many("small", 1));
@@ -701,7 +707,9 @@ mod tests {
 
     #[test]
     fn what_is_in_the_command_log_comes_before_what_is_new_as_there_is_room_for_it() {
-        let memory = Arc::new(CommandMemory::new(MemoryBudget::new(32 << 20).unwrap().shares(8, 1)));
+        let memory = Arc::new(CommandMemory::new(
+            MemoryBudget::new(32 << 20).unwrap().shares(Holders { origins: 8, ..Holders::default() }),
+        ));
         let queue = Queue::new(memory);
         queue.begin_reading();
         let (old, new) = (|| of_many("old", 10_000), of_many("new", 1));

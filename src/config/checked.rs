@@ -14,7 +14,7 @@ use super::choose::Rights;
 use super::log::Log;
 use crate::clients::exec::settings as exec;
 use crate::clients::rtorrent::settings as rtorrent;
-use crate::model::{Kind, Mask, MemoryBudget, PollSettings, ServerName, SinkName, UrlRules};
+use crate::model::{Holders, Kind, Mask, MemoryBudget, MemoryShares, PollSettings, ServerName, SinkName, UrlRules};
 use crate::sinks::mqtt::settings as mqtt;
 use crate::sinks::nats::settings as nats;
 use crate::sinks::webhook::settings as webhook;
@@ -46,6 +46,27 @@ pub struct Config {
     pub weak_secrets: Vec<String>,
     /// All secrets, as others may repeat them.
     pub mask: Mask,
+}
+
+impl Config {
+    /// Divides the memory among all who need some of it.
+    pub fn memory_shares(&self) -> MemoryShares {
+        self.memory_max.shares(self.memory_holders())
+    }
+
+    /// Returns among whom the memory is divided.
+    pub(super) fn memory_holders(&self) -> Holders {
+        let of_webhooks: usize = self.webhooks.values().map(|webhook| webhook.servers.len()).sum();
+        let of_brokers: usize = self.brokers.values().map(|broker| broker.servers().len()).sum();
+        Holders {
+            // Commands come from brokers and over HTTP.
+            origins: self.brokers.len() + 1,
+            // A webhook is one sink for each of its servers.
+            sinks: self.brokers.len() + of_webhooks,
+            cursors: of_brokers + of_webhooks,
+            listeners: self.http.listen.map_or(0, |_| MemoryBudget::LISTENERS_MAX),
+        }
+    }
 }
 
 /// HTTP: addresses to listen on, and access rules.

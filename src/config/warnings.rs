@@ -6,6 +6,7 @@ use secrecy::ExposeSecret as _;
 
 use super::checked::{Broker, BrokerKind, Client, Config, Http, Server, Webhook};
 use crate::clients::rtorrent::settings::{Endpoint, Settings};
+use crate::model::{MemoryBudget, MemoryShares};
 use crate::sinks::nats::settings::Login;
 
 /// Shortest token that is no easy guess: 64 bits, where each of the characters is a hexadecimal digit.
@@ -31,7 +32,21 @@ pub fn warnings(config: &Config) -> Vec<String> {
         let applying = warnings.into_iter().filter(|(applies, ..)| *applies);
         applying.map(move |(_, key, text)| format!("{table}.{key}: {text}"))
     });
-    config.weak_secrets.iter().cloned().chain(applying).collect()
+    config.weak_secrets.iter().cloned().chain(of_memory(config)).chain(applying).collect()
+}
+
+fn of_memory(config: &Config) -> Option<String> {
+    let holders = config.memory_holders();
+    let (events, right) = (config.memory_shares().events, MemoryBudget::bytes_for_events(holders));
+    let text = format!(
+        "memory_max: {}MiB leave {} KiB for the events of each of {} pairs of server and receiver, which are read one at a \
+         time then; at least {}MiB is right",
+        config.memory_max.bytes() >> 20,
+        events >> 10,
+        holders.cursors,
+        right.div_ceil(1 << 20)
+    );
+    (events < MemoryShares::EVENTS_BYTES_MIN).then_some(text)
 }
 
 fn of_roots(server: &Server) -> Vec<Warning> {

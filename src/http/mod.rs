@@ -32,12 +32,12 @@ use self::bodies::BodyMemory;
 use self::connections::{ConnectionLimit, Limits, Permit};
 pub use self::query::{EventsQuery, TorrentsQuery};
 use self::token_guard::TokenGuard;
-use crate::model::Filter;
+use crate::model::{Filter, MemoryBudget};
 
 /// Every answer but event streams and results of commands takes much less than this.
 const LIMITS: Limits = Limits { connections: 64, time: Duration::from_secs(30), bytes: 1 << 20 };
 /// Maximum number of event streams and commands at once. The other connections are left for health and pages.
-const LONG_REQUESTS_MAX: usize = 40;
+const LONG_REQUESTS_MAX: usize = MemoryBudget::LISTENERS_MAX;
 /// Torrents of each server on the page.
 const PAGE_TORRENTS: u64 = 50;
 /// Maximum time for open connections to end after a stop.

@@ -69,8 +69,7 @@ impl SinkReport {
 /// Each outbox of the sink takes its own part. Nothing here is the only copy: journal entries that were dropped for room
 /// are read from the store, and a change that is not taken in time keeps the oldest `before`.
 pub struct ChangeBuffer {
-    /// Bytes of messages in it: one half for journal entries, and one for ephemeral messages.
-    bytes_max: usize,
+    shares: MemoryShares,
     buffered: Mutex<Buffered>,
     report: Mutex<SinkReport>,
     /// Woken when something was added.
@@ -171,19 +170,19 @@ impl BufferedEntries {
     }
 }
 
-/// A buffer of the default share of memory.
+/// A buffer with the default shares of memory.
 impl Default for ChangeBuffer {
     fn default() -> Self {
-        Self::new(MemoryShares::default().outgoing)
+        Self::new(MemoryShares::default())
     }
 }
 
 impl ChangeBuffer {
-    /// Makes an empty buffer for messages of so many bytes.
-    pub fn new(bytes_max: usize) -> Self {
+    /// Makes an empty buffer.
+    pub fn new(shares: MemoryShares) -> Self {
         let (buffered, report) = Default::default();
         let [changed, results, results_sent] = [(), (), ()].map(|()| Notify::new());
-        Self { bytes_max, buffered, report, changed, results, results_sent }
+        Self { shares, buffered, report, changed, results, results_sent }
     }
 
     fn buffered(&self) -> MutexGuard<'_, Buffered> {
@@ -223,10 +222,11 @@ impl ChangeBuffer {
         });
     }
 
-    /// Drops the oldest of too many ephemeral messages, and of too large ones. The newest stays whatever its size.
+    /// Drops the oldest of too many ephemeral messages, and of too large ones: one half of their share is for those in the
+    /// buffer, one for those that their outbox has taken. The newest stays whatever its size.
     pub fn trim_ephemeral(&self, deliveries: &mut VecDeque<Delivery>) {
         let mut bytes: usize = deliveries.iter().map(body_bytes).sum();
-        while deliveries.len() > EPHEMERAL_MAX || deliveries.len() > 1 && bytes > self.bytes_max / 2 {
+        while deliveries.len() > EPHEMERAL_MAX || deliveries.len() > 1 && bytes > self.shares.ephemeral / 2 {
             bytes -= deliveries.pop_front().as_ref().map_or(0, body_bytes);
         }
     }
@@ -264,9 +264,15 @@ impl ChangeBuffer {
 
     /// Buffers the journal entries of these servers from now on; without this call none are.
     pub fn buffer_entries_of(&self, servers: &[ServerName]) {
-        let bytes_max = ENTRY_BYTES_MAX.min(self.bytes_max / 2 / servers.len().max(1));
+        let bytes_max = ENTRY_BYTES_MAX.min(self.shares.events);
         self.buffered().entries =
             servers.iter().map(|server| (server.clone(), BufferedEntries::new(bytes_max))).collect();
+    }
+
+    /// Returns the bytes of entries of one server that may be in flight before another one is sent: half of their share, as
+    /// with that one there are more.
+    pub fn in_flight_bytes_max(&self) -> usize {
+        self.shares.events / 2
     }
 
     /// Takes the entries that follow `after`; none if the next one is not in the buffer.
@@ -352,7 +358,7 @@ mod tests {
 
     #[test]
     fn the_newest_ephemeral_messages_stay_within_their_share_of_the_memory() {
-        let buffer = ChangeBuffer::new(2_000);
+        let buffer = ChangeBuffer::new(MemoryShares { ephemeral: 2_000, events: 1_000, ..MemoryShares::default() });
         let files = |bytes| Delivery::Files {
             server: home(),
             hash: InfoHash::V1([1; 20]),

@@ -154,7 +154,7 @@ impl LiveState {
         shares: MemoryShares,
     ) -> Self {
         let servers = servers.into_iter().map(|(name, content)| (name, ServerHandle::new(content))).collect();
-        let buffer = || Arc::new(ChangeBuffer::new(shares.outgoing));
+        let buffer = || Arc::new(ChangeBuffer::new(shares));
         let buffers = sinks.into_iter().map(|name| (name, buffer())).collect();
         Self { servers, buffers, http: Arc::default(), subscribers: Mutex::default() }
     }

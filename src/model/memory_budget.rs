@@ -6,8 +6,12 @@
 //! commands that wait  ███               among the origins: each broker, HTTP
 //! commands that run   ██████            among the origins
 //! incoming bodies     ███               among the origins
-//! outgoing            ████              among the sinks: journal entries, lists of files, results
+//! events              ██                among the servers of each sink, and the listeners over HTTP
+//! files, statistics   █                 among the sinks
+//! results             █                 among the sinks
 //! ```
+//!
+//! Events of one server for one sink are at five places: in the change buffer, pending, read ahead, in a replay, in flight.
 //!
 //! A share that is used up makes its queue full. Where nothing is in it yet, one item is taken whatever its size, so that
 //! a small budget makes the bridge slow and never stops it.
@@ -16,6 +20,19 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryBudget {
     bytes: usize,
+}
+
+/// Those among whom a budget is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holders {
+    /// Origins of commands: each broker, and HTTP.
+    pub origins: usize,
+    /// Receivers of events.
+    pub sinks: usize,
+    /// Servers of each sink, all together.
+    pub cursors: usize,
+    /// Listeners over HTTP, at most.
+    pub listeners: usize,
 }
 
 /// The shares of a budget, in bytes.
@@ -28,13 +45,49 @@ pub struct MemoryShares {
     pub running_commands: usize,
     /// Bodies of one origin that are not admitted yet.
     pub incoming: usize,
-    /// Messages that wait for one sink.
-    pub outgoing: usize,
+    /// Events of one server for one sink, at each of five places (see the module); of a listener.
+    pub events: usize,
+    /// Messages for one sink that are neither event nor state nor result.
+    pub ephemeral: usize,
+    /// Pages that are read from the store.
+    pub pages: PageBytes,
+}
+
+impl MemoryShares {
+    /// With less for events they would be read from the store nearly one by one: an event has a thousand bytes, and one with
+    /// long texts 20,000.
+    pub const EVENTS_BYTES_MIN: usize = 16 << 10;
+}
+
+/// Part of the budget for events.
+const EVENT_SIXTEENTHS: usize = 2;
+/// Places where events of one server for one sink are.
+const EVENT_PLACES: usize = 5;
+
+/// Bytes of bodies after which a page from the store ends, with the item with which it holds them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageBytes {
+    /// Of journal entries.
+    pub entries: usize,
+    /// Of results.
+    pub results: usize,
+    /// Of bodies of unfinished commands.
+    pub commands: usize,
+}
+
+/// The largest pages. Of usual size these are some hundred entries: a smaller page would be a query for a few.
+impl Default for PageBytes {
+    fn default() -> Self {
+        Self { entries: 256 << 10, results: 1 << 20, commands: 1 << 20 }
+    }
 }
 
 impl MemoryBudget {
     /// Smallest budget: with less, the largest body would be more than the whole.
     pub const BYTES_MIN: u64 = 32 << 20;
+
+    /// Most listeners over HTTP at once.
+    pub const LISTENERS_MAX: usize = 40;
 
     /// Makes a budget; `None` if that is less than [`Self::BYTES_MIN`].
     pub fn new(bytes: u64) -> Option<Self> {
@@ -42,19 +95,33 @@ impl MemoryBudget {
         (bytes as u64 >= Self::BYTES_MIN).then_some(Self { bytes })
     }
 
+    /// Returns the smallest budget with [`MemoryShares::EVENTS_BYTES_MIN`] for events.
+    pub fn bytes_for_events(holders: Holders) -> usize {
+        MemoryShares::EVENTS_BYTES_MIN * holders.event_places() * 16 / EVENT_SIXTEENTHS
+    }
+
     /// Returns the whole budget.
     pub fn bytes(self) -> usize {
         self.bytes
     }
 
-    /// Divides the budget among so many origins of commands and sinks.
-    pub fn shares(self, origins: usize, sinks: usize) -> MemoryShares {
+    /// Divides the budget.
+    pub fn shares(self, holders: Holders) -> MemoryShares {
+        let Holders { origins, sinks, .. } = holders;
         let share = |sixteenths: usize, among: usize| self.bytes / 16 * sixteenths / among.max(1);
+        let (events, results) = (share(EVENT_SIXTEENTHS, holders.event_places()), share(1, sinks));
+        let largest = PageBytes::default();
+        // With its last item a page is larger; half of a place is for that. Results are pending and read ahead.
+        // At least a byte, with which every page has an item.
+        let at_most = |largest: usize, bytes: usize| bytes.clamp(1, largest);
+        let (entries, results) = (at_most(largest.entries, events / 2), at_most(largest.results, results / 4));
         MemoryShares {
             waiting_commands: share(3, origins),
             running_commands: share(6, origins),
             incoming: share(3, origins),
-            outgoing: share(4, sinks),
+            events,
+            ephemeral: share(1, sinks),
+            pages: PageBytes { entries, results, ..largest },
         }
     }
 }
@@ -66,10 +133,23 @@ impl Default for MemoryBudget {
     }
 }
 
-/// The shares of one origin and one sink in the default budget.
+impl Holders {
+    fn event_places(self) -> usize {
+        EVENT_PLACES * self.cursors + self.listeners
+    }
+}
+
+/// One of each, and no listener.
+impl Default for Holders {
+    fn default() -> Self {
+        Self { origins: 1, sinks: 1, cursors: 1, listeners: 0 }
+    }
+}
+
+/// The shares of the default budget, undivided.
 impl Default for MemoryShares {
     fn default() -> Self {
-        MemoryBudget::default().shares(1, 1)
+        MemoryBudget::default().shares(Holders::default())
     }
 }
 
@@ -87,12 +167,25 @@ mod tests {
 
     proptest! {
         #[test]
-        fn all_shares_together_are_the_budget_at_most(bytes in MemoryBudget::BYTES_MIN..1 << 40, origins in 0_usize..50, sinks in 0_usize..50) {
+        fn all_shares_together_are_the_budget_at_most(
+            bytes in MemoryBudget::BYTES_MIN..1 << 40, origins in 1_usize..50, sinks in 1_usize..50,
+            servers in 1_usize..50, listeners in 0_usize..50,
+        ) {
             let budget = MemoryBudget::new(bytes).unwrap();
-            let MemoryShares { waiting_commands, running_commands, incoming, outgoing } = budget.shares(origins, sinks);
-            let all = (waiting_commands + running_commands + incoming) * origins + outgoing * sinks;
-            prop_assert!(all <= budget.bytes());
-            prop_assert!(origins == 0 || sinks == 0 || all >= budget.bytes() - 16 - 50 * 4);
+            let cursors = sinks * servers;
+            let holders = Holders { origins, sinks, cursors, listeners };
+            let shares = budget.shares(holders);
+            let MemoryShares { waiting_commands, running_commands, incoming, events, ephemeral, pages } = shares;
+            let commands = (waiting_commands + running_commands + incoming) * origins;
+            let places = 5 * cursors + listeners;
+            let all = commands + events * places + ephemeral * sinks;
+            prop_assert!(all + bytes as usize / 16 <= budget.bytes(), "a sixteenth is for results");
+            prop_assert!(all + bytes as usize / 16 >= budget.bytes() - 3 * 50 - places - 64);
+            let least = MemoryBudget::bytes_for_events(holders);
+            prop_assert_eq!(events >= MemoryShares::EVENTS_BYTES_MIN, bytes as usize / 16 * 16 >= least);
+            prop_assert!(2 * pages.entries <= events && 4 * pages.results * sinks <= bytes as usize / 16);
+            let PageBytes { entries, results, commands } = PageBytes::default();
+            prop_assert!(pages.entries <= entries && pages.results <= results && pages.commands == commands);
         }
     }
 }

@@ -59,7 +59,7 @@ pub(crate) use json_size::{JSON_TREE_BYTES_MAX, json_tree_bytes};
 pub use listing::{Covers, Details, Facts, File, Files, Listing, Observed, Peer, Tracker};
 pub use magnet::{InvalidMagnet, MAGNET_BYTES_MAX, Magnet};
 pub use mask::{ANYWHERE_CHARS_MIN, Mask, names_secret};
-pub use memory_budget::{MemoryBudget, MemoryShares};
+pub use memory_budget::{Holders, MemoryBudget, MemoryShares, PageBytes};
 pub use metainfo::{
     InvalidMetainfo, MERKLE_BLOCK_BYTES, Metainfo, MetainfoBuilder, TorrentFile, merkle_root, with_resume_data,
     without_resume_data,

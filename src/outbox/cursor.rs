@@ -25,12 +25,20 @@ pub struct SinkCursor {
     pending: VecDeque<JournalEntry>,
     /// Oldest first; `None` in place of an entry that is dealt with.
     in_flight: VecDeque<(Seq, Option<JournalEntry>)>,
+    /// Bytes of the bodies of these.
+    in_flight_bytes: usize,
 }
 
 impl SinkCursor {
     /// Begins after this entry.
     pub fn new(acknowledged: Seq) -> Self {
-        Self { acknowledged, read_to: acknowledged, pending: VecDeque::new(), in_flight: VecDeque::new() }
+        Self {
+            acknowledged,
+            read_to: acknowledged,
+            pending: VecDeque::new(),
+            in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
+        }
     }
 
     /// Returns the last entry up to which all are dealt with.
@@ -70,6 +78,7 @@ impl SinkCursor {
     /// Returns the next entry to send; from now on it is in flight.
     pub fn send_next(&mut self) -> Option<JournalEntry> {
         let entry = self.pending.pop_front()?;
+        self.in_flight_bytes += entry.body.len();
         self.in_flight.push_back((entry.seq, Some(entry.clone())));
         Some(entry)
     }
@@ -77,6 +86,11 @@ impl SinkCursor {
     /// Whether an entry is in flight, dealt with or not.
     pub fn has_in_flight(&self) -> bool {
         !self.in_flight.is_empty()
+    }
+
+    /// Returns the bytes of the entries that are in flight and not dealt with.
+    pub fn in_flight_bytes(&self) -> usize {
+        self.in_flight_bytes
     }
 
     /// Returns an entry that is in flight and not dealt with.
@@ -89,6 +103,7 @@ impl SinkCursor {
     pub fn acknowledge(&mut self, seq: Seq) -> Option<JournalEntry> {
         let at = self.in_flight.binary_search_by_key(&seq, |(sent, _)| *sent).ok()?;
         let entry = self.in_flight[at].1.take();
+        self.in_flight_bytes -= entry.as_ref().map_or(0, |entry| entry.body.len());
         self.pass_dealt_with();
         entry
     }
@@ -112,6 +127,7 @@ impl SinkCursor {
         // Entries acknowledged out of order go, too: sent once more, they arrive in order (I5).
         self.pending.clear();
         self.in_flight.clear();
+        self.in_flight_bytes = 0;
         self.read_to = self.acknowledged;
     }
 }

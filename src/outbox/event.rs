@@ -235,11 +235,19 @@ mod tests {
     use super::super::retention::Retain;
     use super::super::testing::{TestSetup, acknowledge, home, ids, rejected, sink_name};
     use super::*;
+    use crate::model::{MemoryShares, PageBytes};
     use crate::port::{Delivery, SinkStore as _};
     use crate::store::Options;
 
     fn outbox(setup: &TestSetup, cursor: u64, has_deferred: bool) -> EventOutbox {
         EventOutbox::new(&setup.parts, [(home(), Seq(cursor))], has_deferred)
+    }
+
+    fn event_bytes(delivery: &Delivery) -> usize {
+        match delivery {
+            Delivery::Event(entry) => entry.body.len(),
+            _ => 0,
+        }
     }
 
     fn seqs(batch: &[Outgoing]) -> Vec<u64> {
@@ -288,6 +296,33 @@ mod tests {
         setup.publish_events(1).await;
         assert_eq!(seqs(&outbox.next(1).await.unwrap()), [311]);
         assert_eq!(setup.store.reads.load(Ordering::Relaxed), reads);
+    }
+
+    #[tokio::test]
+    async fn what_is_in_flight_stays_within_its_share_and_one_event_is_sent_whatever_its_size() {
+        for (events, pages, at_once) in [(8_000, 4_000, 5..20), (100, 50, 1..2)] {
+            let pages = PageBytes { entries: pages, ..PageBytes::default() };
+            let setup = TestSetup::with_shares(MemoryShares { events, pages, ..MemoryShares::default() }).await;
+            let mut outbox = outbox(&setup, 0, false);
+            setup.publish_events(100).await;
+            setup.parts.buffer.rewind(&home(), Seq(1));
+            let mut sent = Vec::new();
+            loop {
+                let batch = outbox.next(64).await.unwrap();
+                let bytes: usize = batch.iter().map(|(_, delivery)| event_bytes(delivery)).sum();
+                assert!(batch.len() <= 1 || bytes <= events, "{bytes} of {events}");
+                assert!(batch.len() < at_once.end, "{}", batch.len());
+                assert!(outbox.next(64).await.unwrap().is_empty(), "nothing more before an acknowledgement");
+                if batch.is_empty() {
+                    break;
+                }
+                sent.extend(seqs(&batch));
+                acknowledge(&mut outbox, batch).await;
+            }
+            assert_eq!(sent, [(1..=100).collect::<Vec<u64>>(), (1..=100).collect()].concat());
+            setup.publish_events(at_once.end).await;
+            assert!(outbox.next(64).await.unwrap().len() >= at_once.start);
+        }
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use super::background::{BackgroundWrite, Request, start};
 use super::parts::DispatcherParts;
 use super::{DeliveryId, Outbox, Outcome, Outgoing, Piece, Rejection};
 use crate::model::{JournalEntry, in_parts, shorter, shortest};
-use crate::port::{Delivery, RESULTS_BYTES, StoreError, UnsentResult};
+use crate::port::{Delivery, StoreError, UnsentResult};
 
 /// Results read from the command log at once.
 const READ_MAX: u16 = 256;
@@ -90,7 +90,7 @@ impl ResultOutbox {
         let results = ahead.unwrap_or_else(|| self.start_reading()).await?;
         self.read_to = results.last().map_or(self.read_to, |result| result.number);
         let bytes: usize = results.iter().map(|result| result.body.len()).sum();
-        if results.len() >= usize::from(READ_MAX) || bytes >= RESULTS_BYTES {
+        if results.len() >= usize::from(READ_MAX) || bytes >= self.parts.store.results_page_bytes() {
             self.read_ahead = Some(self.start_reading());
             self.may_have_more = true;
         }

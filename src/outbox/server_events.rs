@@ -110,7 +110,7 @@ impl ServerEvents {
     pub async fn next(&mut self, parts: &DispatcherParts, is_strict: bool) -> Result<Option<Outgoing>, StoreError> {
         let mut pages = 0;
         loop {
-            if is_strict && self.has_in_flight() {
+            if is_strict && self.has_in_flight() || self.in_flight_bytes() > parts.buffer.in_flight_bytes_max() {
                 return Ok(None);
             }
             self.refill(parts).await?;
@@ -142,6 +142,11 @@ impl ServerEvents {
 
     fn has_in_flight(&self) -> bool {
         self.cursor.has_in_flight() || self.replay.as_ref().is_some_and(|replay| replay.cursor.has_in_flight())
+    }
+
+    fn in_flight_bytes(&self) -> usize {
+        let replayed = self.replay.as_ref().map_or(0, |replay| replay.cursor.in_flight_bytes());
+        self.cursor.in_flight_bytes() + replayed
     }
 
     async fn refill(&mut self, parts: &DispatcherParts) -> Result<(), StoreError> {

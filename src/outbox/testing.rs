@@ -15,8 +15,8 @@ use super::retention::Retain;
 use super::{DeliveryId, Outbox, Outcome, Outgoing, Rejection};
 use crate::live_state::{LiveServer, LiveState};
 use crate::model::{
-    Cause, ChangeSet, Changes, CommandId, Committed, DiffState, Epoch, InfoHash, JournalEntry, Kind, NewEvent, Seq,
-    ServerName, ServerState, SinkName, Torrent,
+    Cause, ChangeSet, Changes, CommandId, Committed, DiffState, Epoch, InfoHash, JournalEntry, Kind, MemoryShares,
+    NewEvent, Seq, ServerName, ServerState, SinkName, Torrent,
 };
 use crate::port::{
     Clock as _, CommandLog, Connected, DeliverError, Delivery, Journal, JournalPosition, JournalUsage, Loaded,
@@ -126,12 +126,22 @@ impl TestSetup {
     }
 
     pub async fn with(options: Options, retain: Retain) -> Self {
+        Self::with_memory(options, retain, MemoryShares::default()).await
+    }
+
+    /// With these shares of memory, of which the store has the pages.
+    pub async fn with_shares(shares: MemoryShares) -> Self {
+        let options = Options { pages: shares.pages, ..Options::default() };
+        Self::with_memory(options, Retain::All, shares).await
+    }
+
+    async fn with_memory(options: Options, retain: Retain, shares: MemoryShares) -> Self {
         let inner = MemoryStore::with_epoch(Epoch(1), options, Arc::new(SystemClock));
         let store = Arc::new(TestStore { inner, reads: AtomicUsize::new(0), is_full: AtomicBool::new(false) });
         let loaded = store.load(&home()).await.unwrap();
         let state = ServerState { is_known: true, is_online: true, ..ServerState::default() };
         let content = LiveServer { state, ..LiveServer::from(loaded) };
-        let live = Arc::new(LiveState::new([(home(), content)].into(), [sink_name()]));
+        let live = Arc::new(LiveState::with_shares([(home(), content)].into(), [sink_name()], shares));
         let sink = Arc::new(FakeSink::default());
         let parts = Arc::new(DispatcherParts {
             settings: DispatcherSettings {
@@ -319,6 +329,10 @@ impl CommandLog for TestStore {
 
     async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
         self.inner.unsent_results(sink, after, limit).await
+    }
+
+    fn results_page_bytes(&self) -> usize {
+        self.inner.results_page_bytes()
     }
 
     async fn result_backlog(&self, sink: &SinkName) -> Result<ResultBacklog, StoreError> {

@@ -21,16 +21,6 @@ use crate::model::{
     SinkName, Snapshot, Timestamp, Verb,
 };
 
-/// Bytes of bodies after which a page of journal entries ends, so that outboxes and readers hold little, however large events
-/// are. Some hundred entries of usual size, because a smaller page would be a query for a few events.
-pub const ENTRIES_BYTES: usize = 256 << 10;
-
-/// Bytes of results after which [`CommandLog::unsent_results`] ends a page.
-pub const RESULTS_BYTES: usize = 1 << 20;
-
-/// Bytes of bodies after which [`CommandLog::unfinished_commands`] ends a page.
-pub const COMMANDS_BYTES: usize = 1 << 20;
-
 /// The snapshot of every server and the journal of its events, committed together (I1, I3).
 ///
 /// Entries of a server are numbered without gaps from 1 per epoch. The body of an entry is rendered
@@ -57,7 +47,7 @@ pub trait Journal: Send + Sync {
 
     /// Reads the entries of one server that follow `after`, oldest first.
     ///
-    /// At most `limit`; a page ends early once it holds [`ENTRIES_BYTES`], and is empty only at the end.
+    /// At most `limit`; a page ends early once it holds [`PageBytes::entries`](crate::model::PageBytes::entries), and is empty only at the end.
     async fn read_after(&self, server: &ServerName, after: Seq, limit: u16) -> Result<Vec<JournalEntry>, StoreError>;
 
     /// Returns the position of an entry among those of all servers; `None` if it is not in the journal.
@@ -188,7 +178,7 @@ pub trait CommandLog: Send + Sync {
 
     /// Reads unfinished commands of one server, oldest first, those numbered above `after`, each with its number.
     ///
-    /// A page ends once its bodies hold [`COMMANDS_BYTES`]; it is empty only at the end.
+    /// A page ends once its bodies hold [`PageBytes::commands`](crate::model::PageBytes::commands); it is empty only at the end.
     async fn unfinished_commands(
         &self,
         server: Option<&ServerName>,
@@ -197,8 +187,11 @@ pub trait CommandLog: Send + Sync {
 
     /// Reads the results that a sink has not acknowledged, oldest first, those numbered above `after`.
     ///
-    /// At most `limit`; a page ends early once it holds [`RESULTS_BYTES`].
+    /// At most `limit`; a page ends early once it holds [`Self::results_page_bytes`].
     async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError>;
+
+    /// Returns the bytes of results with which a page of them ends.
+    fn results_page_bytes(&self) -> usize;
 
     /// Returns how many results a sink has not acknowledged.
     async fn result_backlog(&self, sink: &SinkName) -> Result<ResultBacklog, StoreError>;

@@ -8,7 +8,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::model::Timestamp;
+use crate::model::{PageBytes, Timestamp};
 
 mod dead_letters;
 mod memory;
@@ -44,12 +44,14 @@ pub struct Options {
     pub journal_age_max: Duration,
     /// Dead letters per sink; at the limit delivery to the sink is blocked.
     pub dead_letters_max: u64,
+    /// Sizes of pages.
+    pub pages: PageBytes,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let journal_age_max = Duration::from_secs(30 * 24 * 60 * 60);
-        Self { journal_bytes_max: 256 << 20, journal_age_max, dead_letters_max: 10_000 }
+        Self { journal_bytes_max: 256 << 20, journal_age_max, dead_letters_max: 10_000, pages: PageBytes::default() }
     }
 }
 

@@ -356,6 +356,10 @@ impl CommandLog for DiskStore {
         self.inner.unsent_results(sink, after, limit).await
     }
 
+    fn results_page_bytes(&self) -> usize {
+        self.inner.results_page_bytes()
+    }
+
     async fn result_backlog(&self, sink: &SinkName) -> Result<ResultBacklog, StoreError> {
         self.inner.result_backlog(sink).await
     }

@@ -173,7 +173,7 @@ async fn unfinished_commands_are_read_in_pages_for_each_server() {
     on_each(Options::default(), async |store, clock| {
         let (home, attic) = (server("home"), server("attic"));
         let large = |id: &str| LoggedCommand {
-            body: Bytes::from(vec![b'x'; COMMANDS_BYTES / 3]),
+            body: Bytes::from(vec![b'x'; PageBytes::default().commands / 3]),
             ..command(id, "mqtt", clock.now())
         };
         for number in 0..10 {

@@ -36,7 +36,9 @@ async fn entries_are_numbered_without_gaps_and_carry_their_own_ids() {
 
 #[tokio::test]
 async fn a_page_of_large_entries_ends_early_and_has_one_at_least() {
-    on_each(Options::default(), async |store, _| {
+    const PAGE_BYTES: usize = 60_000;
+    let pages = PageBytes { entries: PAGE_BYTES, ..PageBytes::default() };
+    on_each(Options { pages, ..Options::default() }, async |store, _| {
         let home = server("home");
         let large = |number: u8, bytes: usize| {
             let mut change_set = added(&home, number);
@@ -45,9 +47,9 @@ async fn a_page_of_large_entries_ends_early_and_has_one_at_least() {
             change_set
         };
         for number in 1..=8 {
-            store.commit(large(number, ENTRIES_BYTES / 3)).await.unwrap();
+            store.commit(large(number, PAGE_BYTES / 3)).await.unwrap();
         }
-        store.commit(large(9, 2 * ENTRIES_BYTES)).await.unwrap();
+        store.commit(large(9, 2 * PAGE_BYTES)).await.unwrap();
         store.commit(added(&home, 10)).await.unwrap();
         let pages = [(0, 3), (3, 3), (6, 3), (8, 1), (9, 1), (10, 0)];
         for (after, entries) in pages {

@@ -9,8 +9,7 @@ use super::super::{COMMAND_MEMORY, COMMANDS_MAX, RESULTS_BYTES_MAX, WAITERS_MAX}
 use super::{MemoryStore, State, fits_page};
 use crate::model::{CommandId, InfoHash, ServerName, SinkName, Timestamp};
 use crate::port::{
-    COMMANDS_BYTES, CommandLog, LoggedCommand, LoggedResult, RESULTS_BYTES, Recorded, ReplyTo, ResultBacklog,
-    StoreError, UnsentResult,
+    CommandLog, LoggedCommand, LoggedResult, Recorded, ReplyTo, ResultBacklog, StoreError, UnsentResult,
 };
 
 #[derive(Clone)]
@@ -97,7 +96,7 @@ impl CommandLog for MemoryStore {
         let is_meant = |command: &&Command| {
             command.is_unfinished() && command.number > after && command.logged.server.as_ref() == server
         };
-        let fits = fits_page(COMMANDS_BYTES, |command: &&Command| command.logged.body.len());
+        let fits = fits_page(self.options.pages.commands, |command: &&Command| command.logged.body.len());
         let page = state.commands.iter().filter(is_meant).take_while(fits);
         Ok(page.map(|command| (command.number, command.logged.clone())).collect())
     }
@@ -106,8 +105,12 @@ impl CommandLog for MemoryStore {
         let state = self.state();
         let later = state.results.range(after.saturating_add(1)..).map(|(_, result)| result);
         let unsent = later.filter(|(of, _)| of == sink).map(|(_, result)| result.clone());
-        let fits = fits_page(RESULTS_BYTES, |result: &UnsentResult| result.body.len());
+        let fits = fits_page(self.options.pages.results, |result: &UnsentResult| result.body.len());
         Ok(unsent.take(usize::from(limit)).take_while(fits).collect())
+    }
+
+    fn results_page_bytes(&self) -> usize {
+        self.options.pages.results
     }
 
     async fn result_backlog(&self, sink: &SinkName) -> Result<ResultBacklog, StoreError> {

@@ -10,7 +10,7 @@ use super::{DeadLetter, MemoryStore, Server, State, fits_page};
 use crate::model::{
     ChangeSet, Committed, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, SinkName, SnapshotTorrent, Timestamp,
 };
-use crate::port::{ENTRIES_BYTES, Journal, JournalPosition, JournalUsage, Loaded, StoreError};
+use crate::port::{Journal, JournalPosition, JournalUsage, Loaded, StoreError};
 
 #[async_trait]
 impl Journal for MemoryStore {
@@ -46,7 +46,7 @@ impl Journal for MemoryStore {
         let state = self.state();
         let Some(server) = state.servers.get(server) else { return Ok(Vec::new()) };
         let later = server.journal.range(Seq(after.0.saturating_add(1))..);
-        let fits = fits_page(ENTRIES_BYTES, |entry: &JournalEntry| entry.body.len());
+        let fits = fits_page(self.options.pages.entries, |entry: &JournalEntry| entry.body.len());
         Ok(later.take(usize::from(limit)).map(|(_, entry)| entry.clone()).take_while(fits).collect())
     }
 
@@ -64,7 +64,8 @@ impl Journal for MemoryStore {
         let state = self.state();
         let later = state.positions.range(JournalPosition(after.map_or(0, |position| position.0) + 1)..);
         let entries = later.map(|(position, (server, seq))| (*position, state.servers[server].journal[seq].clone()));
-        let fits = fits_page(ENTRIES_BYTES, |(_, entry): &(JournalPosition, JournalEntry)| entry.body.len());
+        let fits =
+            fits_page(self.options.pages.entries, |(_, entry): &(JournalPosition, JournalEntry)| entry.body.len());
         Ok(entries.take(usize::from(limit)).take_while(fits).collect())
     }
 

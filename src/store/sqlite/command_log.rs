@@ -13,8 +13,7 @@ use super::db::{Db, Mode};
 use super::failure::Failure;
 use crate::model::{CommandId, InfoHash, OutcomeStatus, ServerName, SinkName, Timestamp, Verb};
 use crate::port::{
-    COMMANDS_BYTES, CommandDigest, CommandLog, LoggedCommand, LoggedResult, RESULTS_BYTES, Recorded, ReplyTo,
-    ResultBacklog, StoreError, UnsentResult,
+    CommandDigest, CommandLog, LoggedCommand, LoggedResult, Recorded, ReplyTo, ResultBacklog, StoreError, UnsentResult,
 };
 
 /// Limit on the commands forgotten at once.
@@ -125,6 +124,10 @@ impl CommandLog for SqliteStore {
     async fn unsent_results(&self, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, StoreError> {
         let sink = sink.clone();
         self.writer.ask(Mode::Read, move |db| unsent(db, &sink, after, limit)).await
+    }
+
+    fn results_page_bytes(&self) -> usize {
+        self.results_page_bytes
     }
 
     async fn result_backlog(&self, sink: &SinkName) -> Result<ResultBacklog, StoreError> {
@@ -325,7 +328,7 @@ fn unfinished(db: &Db, server: Option<&ServerName>, after: i64) -> Result<Vec<(i
         Ok((row.get(12)?, command))
     };
     let bytes_of = |(_, command): &(i64, LoggedCommand)| command.body.len() + COMMAND_BYTES;
-    Ok(db.query_page(sql, (key(server), after), read, COMMANDS_BYTES, bytes_of)?)
+    Ok(db.query_page(sql, (key(server), after), read, db.options.pages.commands, bytes_of)?)
 }
 
 fn unsent(db: &Db, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<UnsentResult>, Failure> {
@@ -339,7 +342,7 @@ fn unsent(db: &Db, sink: &SinkName, after: i64, limit: u16) -> Result<Vec<Unsent
             reply: reply_from_sql(row.get_ref(3)?.as_str_or_null()?)?,
         })
     };
-    Ok(db.query_page(sql, (sink.as_str(), after, limit), read, RESULTS_BYTES, |result| result.body.len())?)
+    Ok(db.query_page(sql, (sink.as_str(), after, limit), read, db.options.pages.results, |result| result.body.len())?)
 }
 
 /// Forgets finished commands that are too old, and the oldest of too many bytes.

@@ -15,7 +15,7 @@ use crate::model::{
     ChangeSet, Committed, Epoch, EventId, InfoHash, JournalEntry, Kind, Rev, Seq, ServerName, ServerState, SinkName,
     Snapshot, SnapshotTorrent, Timestamp,
 };
-use crate::port::{ENTRIES_BYTES, Journal, JournalPosition, JournalUsage, Loaded, StoreError};
+use crate::port::{Journal, JournalPosition, JournalUsage, Loaded, StoreError};
 
 /// Revisions are reserved on disk in blocks of this many.
 const REV_BLOCK: u64 = 10_000;
@@ -244,7 +244,8 @@ fn read_after(db: &Db, server: &ServerName, after: Seq, limit: u16) -> Result<Ve
     let sql = "SELECT seq, kind, hash, rev, time, body FROM journal WHERE server = ?1 AND seq > ?2 \
                ORDER BY seq LIMIT ?3";
     let read = |row: &Row<'_>| entry_from_row(row, server, db.epoch);
-    let page = db.query_page(sql, (id, to_sql(after.0), limit), read, ENTRIES_BYTES, |entry| entry.body.len());
+    let page =
+        db.query_page(sql, (id, to_sql(after.0), limit), read, db.options.pages.entries, |entry| entry.body.len());
     page.map_err(damaged)
 }
 
@@ -266,7 +267,7 @@ fn read_all_after(
         Ok((JournalPosition(row.get(6)?), entry_from_row(row, &server, db.epoch)?))
     };
     let after = after.map_or(0, |position| position.0);
-    db.query_page(sql, (after, limit), read, ENTRIES_BYTES, |(_, entry)| entry.body.len()).map_err(damaged)
+    db.query_page(sql, (after, limit), read, db.options.pages.entries, |(_, entry)| entry.body.len()).map_err(damaged)
 }
 
 fn entry_from_row(row: &Row<'_>, server: &ServerName, epoch: Epoch) -> rusqlite::Result<JournalEntry> {

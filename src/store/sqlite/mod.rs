@@ -41,6 +41,7 @@ pub struct SqliteStore {
     alive: AliveMark,
     clock: Arc<dyn Clock>,
     key: [u8; 32],
+    results_page_bytes: usize,
 }
 
 impl SqliteStore {
@@ -62,9 +63,10 @@ impl SqliteStore {
         // Before the folder moves to the thread, which owns the lock from then on.
         let alive = folder.alive_mark().map_err(|error| StoreError::Io(error.into()))?;
         let key = folder.key().map_err(|error| StoreError::Io(error.into()))?;
+        let results_page_bytes = options.pages.results;
         let db = Db::new(connection, meta, options, Arc::clone(&clock), folder)?;
         let writer = Writer::start(db).map_err(|error| StoreError::Io(error.into()))?;
-        let store = Self { writer, alive, clock, key };
+        let store = Self { writer, alive, clock, key, results_page_bytes };
         store.note_alive();
         Ok((store, recovery))
     }
