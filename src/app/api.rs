@@ -135,7 +135,7 @@ impl http::Api for Api {
     }
 
     async fn command(&self, address: CommandAddress, body: Bytes) -> CommandReply {
-        let (Envelope { id, ttl, .. }, _) = Envelope::read(&body);
+        let Envelope { id, ttl, .. } = self.caller.envelope(&body);
         let timeout = (ttl.unwrap_or(TTL) + EFFECT_TIMEOUT).min(RESULT_TIMEOUT_MAX);
         let call = self.caller.call(address, body, Some(USER.to_owned()), &self.stop);
         match tokio::time::timeout(timeout, call).await {

@@ -185,7 +185,7 @@ impl Admission {
         let (is_too_large, is_cut) = (body_bytes > BODY_BYTES_MAX, body.len() < body_bytes);
         let (envelope, envelope_is_right) = match is_too_large || is_cut {
             true => (Envelope::read_start(&body), Ok(())),
-            false => Envelope::read(&body),
+            false => Envelope::read(&body, self.bridge.trees()),
         };
         // `Some(None)` is no name of a server; `None` is the bridge.
         let server = server.as_deref().map(|name| ServerName::parse(name).ok());
@@ -272,7 +272,7 @@ impl Admission {
         if !(self.allows)(verb.as_str()) {
             return Err(refused(ErrorCode::Forbidden, "the config does not accept this command from this broker"));
         }
-        let request = Request::parse(verb, hash, body).map_err(error)?;
+        let request = Request::parse(verb, hash, body, queue.trees()).map_err(error)?;
         if let Some(right) = verb.extra_right(&request.operation).filter(|right| !(self.allows)(right)) {
             let message = format!("the config does not give this broker the right to {right}");
             return Err(refused(ErrorCode::Forbidden, message));

@@ -77,7 +77,7 @@ mod tests {
     use schemars::generate::SchemaSettings;
 
     use super::*;
-    use crate::commands::{Envelope, Request};
+    use crate::commands::{Envelope, Request, TreeMemory};
     use crate::model::InfoHash;
 
     const HASH: &str = "abcdef0123456789ABCDEF0123456789abcdef01";
@@ -92,9 +92,10 @@ mod tests {
     /// Whether a body is parsed on one of the topics of its verb.
     fn is_parsed(verb: Verb, body: &Value) -> bool {
         let bytes = body.to_string();
-        let hash: InfoHash = HASH.parse().unwrap();
-        let is_readable = Envelope::read(bytes.as_bytes()).1.is_ok();
-        is_readable && [None, Some(hash)].into_iter().any(|hash| Request::parse(verb, hash, bytes.as_bytes()).is_ok())
+        let (hash, trees): (InfoHash, _) = (HASH.parse().unwrap(), TreeMemory::default());
+        let is_readable = Envelope::read(bytes.as_bytes(), &trees).1.is_ok();
+        is_readable
+            && [None, Some(hash)].into_iter().any(|hash| Request::parse(verb, hash, bytes.as_bytes(), &trees).is_ok())
     }
 
     #[test]

@@ -87,6 +87,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::commands::TreeMemory;
     use crate::commands::memory::CommandMemory;
     use crate::commands::request::Request;
     use crate::commands::results::logged;
@@ -138,7 +139,7 @@ mod tests {
         let (other, queue) = (Queue::new(Arc::clone(&memory)), Arc::new(Queue::new(memory)));
         let commands =
             [log_level("of another version", b"{\"volume\": 11}"), log_level("left", b"{\"level\": \"info\"}")];
-        let request = Request::parse(Verb::LogLevel, None, &commands[1].body).unwrap();
+        let request = Request::parse(Verb::LogLevel, None, &commands[1].body, &TreeMemory::default()).unwrap();
         for command in commands {
             store.record_commands(vec![(command, None)]).await.unwrap();
         }
@@ -170,7 +171,7 @@ mod tests {
         for id in ["answered", "unanswered"] {
             let body = format!("{{\"level\": \"{id}\"}}").into_bytes();
             let command = log_level(id, &body);
-            let request = Request::parse(Verb::LogLevel, None, &body).unwrap();
+            let request = Request::parse(Verb::LogLevel, None, &body, &TreeMemory::default()).unwrap();
             let (waiter, caller) = Waiter::new();
             store.record_commands(vec![(command.clone(), None)]).await.unwrap();
             assert!(queue.reserve(&command.origin, &request, body.len()));

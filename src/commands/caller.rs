@@ -15,6 +15,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, BATCH_MAX, Received};
+use super::request::Envelope;
 use super::sender::{CallResult, Waiter};
 use crate::log_throttle::retry_while_full;
 use crate::model::{CommandId, Outcome, ServerName};
@@ -44,6 +45,11 @@ impl Caller {
     pub fn new(admission: Admission) -> Self {
         let (sender, receiver) = mpsc::channel(BATCH_MAX);
         Self { admission, sender, state: Mutex::new(State { receiver, repeaters: Repeaters::new() }) }
+    }
+
+    /// Reads what a body says besides what it asks for.
+    pub fn envelope(&self, body: &[u8]) -> Envelope {
+        Envelope::read(body, self.admission.bridge.trees()).0
     }
 
     /// Has a command executed and returns its result; `None` if `stop` comes first.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::request::{HASHES_MAX, Request, Target};
+use super::tree_memory::TreeMemory;
 use crate::model::{InfoHash, MemoryShares, Operation, SinkName, TorrentSource};
 
 /// Memory of a command that waits, besides its arguments: its entries in queue and log.
@@ -63,6 +64,7 @@ pub(super) fn running_bytes(request: &Request) -> usize {
 pub struct CommandMemory {
     shares: MemoryShares,
     taken: Mutex<BTreeMap<SinkName, Taken>>,
+    trees: TreeMemory,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,7 +76,12 @@ struct Taken {
 impl CommandMemory {
     /// Makes one of which no command has anything yet.
     pub fn new(shares: MemoryShares) -> Self {
-        Self { shares, taken: Mutex::default() }
+        Self { shares, taken: Mutex::default(), trees: TreeMemory::new(shares.trees) }
+    }
+
+    /// Returns the memory for bodies as trees.
+    pub(super) fn trees(&self) -> &TreeMemory {
+        &self.trees
     }
 
     /// Returns the memory that all commands take.

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use super::memory::{CommandMemory, SMALL_COMMAND_BYTES, running_bytes, waiting_bytes};
 use super::request::{Request, Target};
 use super::sender::CommandSender;
+use super::tree_memory::TreeMemory;
 use crate::model::{CommandId, InfoHash, Operation, SinkName, Timestamp};
 use crate::port::LoggedCommand;
 
@@ -196,6 +197,11 @@ impl Queue {
     /// Makes an empty queue that shares `memory` with others.
     pub fn new(memory: Arc<CommandMemory>) -> Self {
         Self { memory, ..Self::default() }
+    }
+
+    /// Returns the memory for bodies as trees.
+    pub(super) fn trees(&self) -> &TreeMemory {
+        self.memory.trees()
     }
 
     /// Takes a place for one more command of `origin`; `false` if there is none.
@@ -432,7 +438,7 @@ mod tests {
 
     fn command(id: &str, verb: Verb, hash: Option<u8>, body: &str) -> QueuedCommand {
         let hash = hash.map(|n| InfoHash::V1([n; 20]));
-        let request = Request::parse(verb, hash, body.as_bytes()).unwrap();
+        let request = Request::parse(verb, hash, body.as_bytes(), &TreeMemory::default()).unwrap();
         let command = LoggedCommand {
             id: CommandId::parse(id).unwrap(),
             server: Some(ServerName::parse("home").unwrap()),

@@ -10,9 +10,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::errors::bad_request;
 use super::scanned_text::{scanned_id, scanned_text};
+use super::tree_memory::TreeMemory;
 use crate::model::{
-    AddRequest, CommandError, CommandId, ErrorCode, Filter, InfoHash, JSON_TREE_BYTES_MAX, Level, Operation, Status,
-    TorrentSource, Verb, json_tree_bytes,
+    AddRequest, CommandError, CommandId, ErrorCode, Filter, InfoHash, Level, Operation, Status, TorrentSource, Verb,
 };
 
 /// Bytes of a body that is not read which are searched for its id.
@@ -73,11 +73,12 @@ pub enum Target {
 
 impl Envelope {
     /// Reads what can be read; the error is for the first thing that is wrong.
-    pub fn read(body: &[u8]) -> (Self, Result<(), CommandError>) {
-        let mut object = match object(body) {
-            Ok(object) => object.unwrap_or_default(),
+    pub fn read(body: &[u8], trees: &TreeMemory) -> (Self, Result<(), CommandError>) {
+        let turn = trees.take(body);
+        let mut object = match turn.as_ref().ok().and_then(|_| object(body).ok()) {
+            Some(object) => object.unwrap_or_default(),
             // The request says what is wrong with the body as a whole.
-            Err(_) => {
+            None => {
                 let (id, arguments) = (scanned_id(body), Sha256::digest(body).into());
                 return (Self { id, arguments, ..Self::default() }, Ok(()));
             }
@@ -130,12 +131,6 @@ fn object(body: &[u8]) -> Result<Option<Map<String, Value>>, CommandError> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(None);
     }
-    if json_tree_bytes(body) > JSON_TREE_BYTES_MAX {
-        // A body of 10 MiB that has nothing but `{"":0},` would take a hundred times as much.
-        let message =
-            format!("the body has so many values that it takes more than {JSON_TREE_BYTES_MAX} bytes of memory");
-        return Err(CommandError::new(ErrorCode::TooLarge, message));
-    }
     match serde_json::from_slice(body) {
         Ok(Value::Object(object)) => Ok(Some(object)),
         Ok(_) => Err(bad_request("the body is not a JSON object; an object like {\"id\": \"1\"} or nothing is right")),
@@ -157,7 +152,7 @@ impl Request {
     ///
     /// # Errors
     /// The first thing that is wrong, and what would be right.
-    pub fn parse(verb: Verb, hash: Option<InfoHash>, body: &[u8]) -> Result<Self, CommandError> {
+    pub fn parse(verb: Verb, hash: Option<InfoHash>, body: &[u8], trees: &TreeMemory) -> Result<Self, CommandError> {
         if verb == Verb::Add
             && let Some(source) = bare_source(body)?
         {
@@ -165,6 +160,7 @@ impl Request {
             return Self { verb, target: Target::Server, operation, if_status: None, dry_run: false }
                 .checked_target(hash);
         }
+        let _turn = trees.take(body)?;
         let mut object = object(body)?.unwrap_or_default();
         // Read by the envelope; what is left in the end is an argument of the verb, or unknown.
         for key in ENVELOPE_KEYS {
@@ -281,7 +277,7 @@ mod tests {
 
     fn parse(verb: &str, on_torrent: bool, body: &str) -> Result<Operation, String> {
         let hash = on_torrent.then(|| HASH.parse().unwrap());
-        Request::parse(Verb::parse(verb).unwrap(), hash, body.as_bytes())
+        Request::parse(Verb::parse(verb).unwrap(), hash, body.as_bytes(), &TreeMemory::default())
             .map(|request| request.operation)
             .map_err(|error| error.message)
     }
@@ -369,7 +365,7 @@ mod tests {
     #[test]
     fn a_malformed_command_still_has_its_id() {
         for wreck in [&br#"{"id": "7", "ttl": "soon", "x": }"#[..], br#"{"x": {"id": "8"}, "id": 7, "hashes": ["ab"#] {
-            let (envelope, result) = Envelope::read(wreck);
+            let (envelope, result) = Envelope::read(wreck, &TreeMemory::default());
             assert_eq!((envelope.id.unwrap().as_str(), result), ("7", Ok(())), "no JSON: the request says so");
         }
         for (body, id, start) in [
@@ -379,7 +375,7 @@ mod tests {
             (r#"{"id": {"id": "7"}}"#, None, "id "),
             (r#"{"id": ""}"#, None, "id: "),
         ] {
-            let (envelope, result) = Envelope::read(body.as_bytes());
+            let (envelope, result) = Envelope::read(body.as_bytes(), &TreeMemory::default());
             assert_eq!(envelope.id.as_ref().map(CommandId::as_str), id, "{body}");
             assert!(result.unwrap_err().message.starts_with(start), "{body}");
         }
@@ -396,7 +392,7 @@ mod tests {
             for body in
                 [format!(r#"{{"id":{number}}}"#), format!("\u{feff}{{\"x\": {{\"id\": 8}}, \"id\" : {number} }}\n")]
             {
-                let (envelope, result) = Envelope::read(body.as_bytes());
+                let (envelope, result) = Envelope::read(body.as_bytes(), &TreeMemory::default());
                 assert_eq!((envelope.id.unwrap().as_str(), result), (id, Ok(())), "{body}");
             }
         }
@@ -406,7 +402,7 @@ mod tests {
     fn one_hash_may_be_named_in_several_ways_and_beside_its_topic_again() {
         let parsed = |on_torrent: bool, body: String| {
             let hash = on_torrent.then(|| HASH.parse().unwrap());
-            let request = Request::parse(Verb::Pause, hash, body.as_bytes());
+            let request = Request::parse(Verb::Pause, hash, body.as_bytes(), &TreeMemory::default());
             request.map(|request| matches!(request.target, Target::Torrents(hashes) if hashes.len() == 1))
         };
         for body in
@@ -425,15 +421,15 @@ mod tests {
     proptest! {
         #[test]
         fn no_body_makes_the_parser_panic(body in prop::collection::vec(any::<u8>(), 0..200), verb in 0..Verb::ALL.len()) {
-            drop(Envelope::read(&body));
-            drop(Request::parse(Verb::ALL[verb], None, &body));
+            drop(Envelope::read(&body, &TreeMemory::default()));
+            drop(Request::parse(Verb::ALL[verb], None, &body, &TreeMemory::default()));
         }
 
         #[test]
         fn no_json_makes_the_parser_panic(key in "[a-z_]{1,8}|hashes|filter|priority|page", value in "[0-9a-z\\[\\]{}\":,.-]{0,20}", verb in 0..Verb::ALL.len()) {
             let body = format!("{{\"{key}\": {value}}}");
-            drop(Envelope::read(body.as_bytes()));
-            drop(Request::parse(Verb::ALL[verb], None, body.as_bytes()));
+            drop(Envelope::read(body.as_bytes(), &TreeMemory::default()));
+            drop(Request::parse(Verb::ALL[verb], None, body.as_bytes(), &TreeMemory::default()));
         }
     }
 }

@@ -48,7 +48,7 @@ pub(super) async fn read_on(common: &Common, server: Option<&ServerName>, queue:
             if command.crashes >= CRASHES_MAX {
                 give_up(common, command).await?;
                 queue.passed_over(number);
-            } else if let Some(request) = parsed(&command) {
+            } else if let Some(request) = parsed(&command, queue) {
                 if !queue.take_up(number, QueuedCommand::new(command, request, CommandSender::default())) {
                     return Ok(());
                 }
@@ -111,6 +111,6 @@ async fn end(common: &Common, command: LoggedCommand, error: CommandError) -> Re
 }
 
 /// Returns `None` if this version does not read what another one has logged.
-fn parsed(command: &LoggedCommand) -> Option<Request> {
-    Request::parse(command.verb?, command.hash, &command.body).ok()
+fn parsed(command: &LoggedCommand, queue: &Queue) -> Option<Request> {
+    Request::parse(command.verb?, command.hash, &command.body, queue.trees()).ok()
 }

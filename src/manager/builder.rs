@@ -228,7 +228,7 @@ impl Builder {
             allows: Box::new(|verb| verb != "resync"),
             reply_prefixes: Vec::new(),
             queues,
-            bridge: Arc::new(Queue::default()),
+            bridge: Arc::new(Queue::new(memory)),
             common: common.clone(),
         };
         let caller = Arc::new(Caller::new(admission));

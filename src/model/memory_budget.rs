@@ -5,7 +5,8 @@
 //! ```text
 //! commands that wait  ███               among the origins: each broker, HTTP
 //! commands that run   ██████            among the origins
-//! incoming bodies     ███               among the origins
+//! incoming bodies     ██                among the origins
+//! a body as a tree    █                 one at a time
 //! events              ██                among the servers of each sink, and the listeners over HTTP
 //! files, statistics   █                 among the sinks
 //! results             █                 among the sinks
@@ -45,6 +46,8 @@ pub struct MemoryShares {
     pub running_commands: usize,
     /// Bodies of one origin that are not admitted yet.
     pub incoming: usize,
+    /// The tree of a body.
+    pub trees: usize,
     /// Events of one server for one sink, at each of five places (see the module); of a listener.
     pub events: usize,
     /// Messages for one sink that are neither event nor state nor result.
@@ -118,7 +121,8 @@ impl MemoryBudget {
         MemoryShares {
             waiting_commands: share(3, origins),
             running_commands: share(6, origins),
-            incoming: share(3, origins),
+            incoming: share(2, origins),
+            trees: share(1, 1),
             events,
             ephemeral: share(1, sinks),
             pages: PageBytes { entries, results, ..largest },
@@ -175,10 +179,10 @@ mod tests {
             let cursors = sinks * servers;
             let holders = Holders { origins, sinks, cursors, listeners };
             let shares = budget.shares(holders);
-            let MemoryShares { waiting_commands, running_commands, incoming, events, ephemeral, pages } = shares;
+            let MemoryShares { waiting_commands, running_commands, incoming, trees, events, ephemeral, pages } = shares;
             let commands = (waiting_commands + running_commands + incoming) * origins;
             let places = 5 * cursors + listeners;
-            let all = commands + events * places + ephemeral * sinks;
+            let all = commands + trees + events * places + ephemeral * sinks;
             prop_assert!(all + bytes as usize / 16 <= budget.bytes(), "a sixteenth is for results");
             prop_assert!(all + bytes as usize / 16 >= budget.bytes() - 3 * 50 - places - 64);
             let least = MemoryBudget::bytes_for_events(holders);

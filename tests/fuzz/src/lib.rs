@@ -8,7 +8,7 @@ use std::path::Path;
 use dtorrent::clients::rtorrent::calls::{Answers, Cell, Fault};
 use dtorrent::clients::rtorrent::transport::reply_header;
 use dtorrent::clients::rtorrent::{jsonrpc, xmlrpc as xml};
-use dtorrent::commands::{Envelope, Request};
+use dtorrent::commands::{Envelope, Request, TreeMemory};
 use dtorrent::model::{EventId, HookFile, HookSignals, InfoHash, Magnet, Metainfo, Timestamp, Verb, WrittenNames};
 use dtorrent::sinks::home_assistant::commands::command;
 use dtorrent::sinks::home_assistant::names::Device;
@@ -100,10 +100,11 @@ pub fn magnet(bytes: &[u8]) {
 
 /// Reads a command body for every verb, on a torrent's topic and on a server's.
 pub fn command_body(body: &[u8]) {
-    drop(Envelope::read(body));
+    let trees = TreeMemory::default();
+    drop(Envelope::read(body, &trees));
     for verb in Verb::ALL {
-        drop(Request::parse(*verb, None, body));
-        drop(Request::parse(*verb, Some(InfoHash::V1([0; 20])), body));
+        drop(Request::parse(*verb, None, body, &trees));
+        drop(Request::parse(*verb, Some(InfoHash::V1([0; 20])), body, &trees));
     }
 }
 
