@@ -73,7 +73,9 @@ const CLOSED: &[&str] = &[
     // Settings: a new field does not break code that uses `new` or `..Parts::default()`.
     "clients::exec::settings::Settings",
     "clients::rtorrent::settings::Settings",
+    "model::Holders",
     "model::Limits",
+    "model::PageBytes",
     "model::Parts",
     "testing::conformance::Options",
     // Complete by their nature.
