@@ -287,14 +287,15 @@ async fn hooks_may_write_to_a_folder_that_both_share_unless_everybody_may() {
     assert!(shared.join("main.home").try_exists().unwrap());
 }
 
-/// Asserts that a bridge with a shared folder for signals runs without hooks, says so, and polls.
-async fn assert_without_hooks(world: &mut World, shared: &Path, mode: u32) {
+/// Asserts that a bridge with a shared folder for signals runs without hooks, says why, and polls.
+async fn assert_without_hooks(world: &mut World, shared: &Path, mode: u32, reason: &str) {
     std::fs::set_permissions(shared, Permissions::from_mode(mode)).unwrap();
     world.set_server_lines(&format!("hooks = true\ninterval = \"250ms\"\nhooks_dir = \"{}\"", shared.display()));
     world.start_bridge().await;
     world.bridge().wait_for_log("file for hook signals cannot be used: no hooks").await;
     let topic = "dtorrent/bridge/main/health";
-    let has_problem = |message: &Message| message.topic == topic && message.text().contains("file for their signals");
+    let problem = format!("the file for their signals cannot be used: {reason}");
+    let has_problem = |message: &Message| message.topic == topic && message.text().contains(&problem);
     world.recorder.wait_for(topic, |all| all.iter().any(has_problem).then_some(())).await;
     let content = Content::file("polled", 20_000, 7);
     world.home.load(&content.torrent, false).await.unwrap();
@@ -322,7 +323,12 @@ async fn a_server_whose_signal_file_is_something_else_runs_without_hooks() {
             _ => assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success()),
         }
         let before = std::fs::symlink_metadata(&file).unwrap().file_type();
-        assert_without_hooks(&mut world, &shared, 0o770).await;
+        let reason = match obstacle {
+            "directory" => "Is a directory",
+            "pipe" => "something else than a file is there",
+            _ => "Too many levels of symbolic links",
+        };
+        assert_without_hooks(&mut world, &shared, 0o770, reason).await;
         assert_eq!(std::fs::symlink_metadata(&file).unwrap().file_type(), before, "{obstacle}");
         assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious", "{obstacle}");
         assert!(!world.folder.join("nothing").try_exists().unwrap(), "{obstacle}");
@@ -347,7 +353,7 @@ async fn a_server_whose_signal_folder_the_bridge_may_not_write_to_runs_without_h
         if is_there {
             std::fs::write(&file, "of root").unwrap();
         }
-        assert_without_hooks(&mut world, &shared, 0o755).await;
+        assert_without_hooks(&mut world, &shared, 0o755, "Permission denied").await;
         assert_eq!(file.try_exists().unwrap(), is_there);
         assert!(!is_there || std::fs::read_to_string(&file).unwrap() == "of root");
     }

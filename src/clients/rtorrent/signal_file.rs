@@ -78,7 +78,8 @@ impl SignalFile {
         let opened = match self.open() {
             // Made by another user: by an rTorrent whose bridge was away, for example. It appends to ours from now on.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                fs::remove_file(&self.path)?;
+                // Where it may not be removed either, or is not there to be removed, the first error says why.
+                fs::remove_file(&self.path).map_err(|_| error)?;
                 self.open()
             }
             opened => opened,
@@ -173,10 +174,16 @@ fn at(path: &Path, error: &io::Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
+    use std::sync::mpsc;
+    use std::time::Duration;
 
     use super::*;
 
     const HASH: &str = "ABCDEF0123456789ABCDEF0123456789ABCDEF01";
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
 
     fn append(path: &Path, text: &str) {
         OpenOptions::new().append(true).create(true).open(path).unwrap().write_all(text.as_bytes()).unwrap();
@@ -208,15 +215,22 @@ mod tests {
         fs::create_dir(&hooks).unwrap();
         std::os::unix::fs::symlink(&elsewhere, hooks.join("link")).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, hooks.join("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let before = ["elsewhere", "hooks/pipe"].map(|path| mode(&folder.path().join(path)));
         for name in ["link", "pipe"] {
-            assert!(SignalFile::private(&hooks, name).unwrap().create().is_err(), "{name}");
+            let file = SignalFile::shared(&hooks, name).unwrap();
+            assert!(file.create().is_err(), "{name}");
+            // Also where it is put there later.
+            let (sender, read) = mpsc::channel();
+            std::thread::spawn(move || sender.send(file.read(0).map(|(_, next)| next)));
+            let read = read.recv_timeout(Duration::from_secs(10)).expect("nobody waits for the other end of a pipe");
+            assert!(read.is_err(), "{name}");
         }
         assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "precious");
+        assert_eq!(["elsewhere", "hooks/pipe"].map(|path| mode(&folder.path().join(path))), before);
     }
 
     #[test]
     fn folder_and_file_are_for_those_who_are_to_write_there() {
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let folder = tempfile::tempdir().unwrap();
         let file = SignalFile::private(&folder.path().join("hooks"), "a").unwrap();
         file.create().unwrap();
