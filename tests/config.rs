@@ -794,10 +794,10 @@ fn too_little_memory_for_so_many_servers_and_receivers_is_warned_of() {
         let toml = format!("memory_max = '{memory_max}'\n{hook}{}", servers(count).collect::<String>());
         config::warnings(&parsed(&toml)).join("\n")
     };
-    let little = "memory_max: 32MiB leave 7 KiB for the events of each of 100 pairs of server and receiver";
+    let little = "memory_max: 32MiB leave 3 KiB for the events of each of 100 pairs of server and receiver";
     let warning = warnings("32MiB", 100);
-    assert!(warning.starts_with(little) && warning.ends_with("at least 68MiB is right"), "{warning}");
-    assert_eq!([warnings("68MiB", 100), warnings("32MiB", 40)], ["", ""]);
+    assert!(warning.starts_with(little) && warning.ends_with("at least 135MiB is right"), "{warning}");
+    assert_eq!([warnings("135MiB", 100), warnings("32MiB", 17)], ["", ""]);
 }
 
 #[test]

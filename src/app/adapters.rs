@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::clients::answer_memory::AnswerMemory;
 use crate::clients::exec::ExecClient;
 use crate::clients::rtorrent::RtorrentClient;
 use crate::config::{Broker, BrokerKind, Client, Webhook};
@@ -21,11 +22,18 @@ pub(super) fn build_broker(broker: &Broker, before: BTreeMap<ServerName, Seq>) -
     })
 }
 
-/// Builds the adapter of a torrent client.
+/// Builds the adapter of a torrent client that is used alone.
 pub fn build_client(client: &Client) -> anyhow::Result<Arc<dyn TorrentClient>> {
+    build_client_among(client, &AnswerMemory::default())
+}
+
+/// Builds the adapter of a torrent client that shares memory with others.
+pub(super) fn build_client_among(client: &Client, answers: &AnswerMemory) -> anyhow::Result<Arc<dyn TorrentClient>> {
     Ok(match client {
-        Client::Rtorrent(settings) => Arc::new(RtorrentClient::new(settings.as_ref().clone())?),
-        Client::Exec(settings) => Arc::new(ExecClient::new(settings.clone())),
+        Client::Rtorrent(settings) => {
+            Arc::new(RtorrentClient::new(settings.as_ref().clone())?.with_answers(answers.clone()))
+        }
+        Client::Exec(settings) => Arc::new(ExecClient::new(settings.clone()).with_answers(answers.clone())),
     })
 }
 

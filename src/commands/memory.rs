@@ -23,8 +23,8 @@ const SHOWN_TORRENT_BYTES: usize = 8 << 10;
 const DETAILED_TORRENT_BYTES: usize = 64 << 10;
 /// Copies of a torrent file while it is added: as it came, without resume data, and encoded for the client.
 const TORRENT_COPIES: usize = 6;
-/// Memory for a torrent file that is not read yet.
-const FETCHED_TORRENT_BYTES: usize = 11 << 20;
+/// Memory for a torrent file that is not read yet, of 10 MiB at most.
+const FETCHED_TORRENT_BYTES: usize = 21 << 19;
 
 /// Returns the memory that a command takes while it waits; its body is in the command log by then.
 pub(super) fn waiting_bytes(request: &Request, body_bytes: usize) -> usize {

@@ -651,7 +651,7 @@ mod tests {
         while queues[taken % 2].reserve(&one, &large.request, 430_000) {
             taken += 1;
         }
-        assert!((5..20).contains(&taken), "{taken} of 330 KB in 3 MiB");
+        assert!((5..20).contains(&taken), "{taken} of 330 KB in 2 MiB");
         assert!(!queues[0].reserve(&one, &large.request, 430_000));
         assert!(queues[0].reserve(&other, &large.request, 430_000));
         for place in 0..taken {
@@ -668,7 +668,7 @@ mod tests {
     #[test]
     fn as_many_large_commands_run_as_there_is_memory_for_and_one_in_each_queue_always() {
         let memory = Arc::new(CommandMemory::new(
-            MemoryBudget::new(64 << 20).unwrap().shares(Holders { origins: 1, ..Holders::default() }),
+            MemoryBudget::new(72 << 20).unwrap().shares(Holders { origins: 1, ..Holders::default() }),
         ));
         let queues = [(), ()].map(|()| Queue::new(Arc::clone(&memory)));
         for (queue, ids) in queues.iter().zip([["a", "bb", "ccc"], ["dddd", "eeeee", "ffffff"]]) {
@@ -693,7 +693,7 @@ mod tests {
     #[test]
     fn a_command_larger_than_the_share_waits_for_large_ones_that_run_and_for_no_small_or_later_one() {
         let memory = Arc::new(CommandMemory::new(
-            MemoryBudget::new(32 << 20).unwrap().shares(Holders { origins: 8, ..Holders::default() }),
+            MemoryBudget::new(64 << 20).unwrap().shares(Holders { origins: 8, ..Holders::default() }),
         ));
         let queue = Queue::new(memory);
         let begun = || std::iter::from_fn(|| next(&queue)).collect::<Vec<_>>();
@@ -714,7 +714,7 @@ mod tests {
     #[test]
     fn what_is_in_the_command_log_comes_before_what_is_new_as_there_is_room_for_it() {
         let memory = Arc::new(CommandMemory::new(
-            MemoryBudget::new(32 << 20).unwrap().shares(Holders { origins: 8, ..Holders::default() }),
+            MemoryBudget::new(48 << 20).unwrap().shares(Holders { origins: 8, ..Holders::default() }),
         ));
         let queue = Queue::new(memory);
         queue.begin_reading();

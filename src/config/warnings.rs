@@ -39,7 +39,7 @@ fn of_memory(config: &Config) -> Option<String> {
     let holders = config.memory_holders();
     let (events, right) = (config.memory_shares().events, MemoryBudget::bytes_for_events(holders));
     let text = format!(
-        "memory_max: {}MiB leave {} KiB for the events of each of {} pairs of server and receiver, which are read one at a \
+        "memory_max: {}MiB leave {} KiB for the events of each of {} pairs of server and receiver, which are read few at a \
          time then; at least {}MiB is right",
         config.memory_max.bytes() >> 20,
         events >> 10,

@@ -1,8 +1,5 @@
 //! The memory that JSON from outside takes, before it takes it.
 
-/// Memory that the answer of a client may take as a tree: that of a list of 20,000 torrents with every attribute.
-pub(crate) const JSON_TREE_BYTES_MAX: usize = 96 << 20;
-
 /// Returns the memory that a JSON text takes as a tree, estimated from above without making it.
 ///
 /// `[{"":0},` is nine bytes, and 700 as a tree.

@@ -1,15 +1,16 @@
 //! The memory that queues and buffers may take, and the share of each.
 //!
-//! What the snapshot takes comes on top, because that follows from what is monitored. Shares are of sixteenths:
+//! What the snapshot takes comes on top, because that follows from what is monitored. Shares are of 32 parts:
 //!
 //! ```text
-//! commands that wait  ███               among the origins: each broker, HTTP
-//! commands that run   ██████            among the origins
-//! incoming bodies     ██                among the origins
+//! commands that wait  ████              among the origins: each broker, HTTP
+//! commands that run   ███████████       among the origins
+//! incoming bodies     ████              among the origins
 //! a body as a tree    █                 one at a time
 //! events              ██                among the servers of each sink, and the listeners over HTTP
 //! files, statistics   █                 among the sinks
 //! results             █                 among the sinks
+//! answers of clients  ████████          taken in turn
 //! ```
 //!
 //! Events of one server for one sink are at five places: in the change buffer, pending, read ahead, in a replay, in flight.
@@ -52,6 +53,8 @@ pub struct MemoryShares {
     pub events: usize,
     /// Messages for one sink that are neither event nor state nor result.
     pub ephemeral: usize,
+    /// Answers of all clients.
+    pub answers: usize,
     /// Pages that are read from the store.
     pub pages: PageBytes,
 }
@@ -63,7 +66,7 @@ impl MemoryShares {
 }
 
 /// Part of the budget for events.
-const EVENT_SIXTEENTHS: usize = 2;
+const EVENT_PARTS: usize = 2;
 /// Places where events of one server for one sink are.
 const EVENT_PLACES: usize = 5;
 
@@ -100,7 +103,7 @@ impl MemoryBudget {
 
     /// Returns the smallest budget with [`MemoryShares::EVENTS_BYTES_MIN`] for events.
     pub fn bytes_for_events(holders: Holders) -> usize {
-        MemoryShares::EVENTS_BYTES_MIN * holders.event_places() * 16 / EVENT_SIXTEENTHS
+        MemoryShares::EVENTS_BYTES_MIN * holders.event_places() * 32 / EVENT_PARTS
     }
 
     /// Returns the whole budget.
@@ -111,20 +114,21 @@ impl MemoryBudget {
     /// Divides the budget.
     pub fn shares(self, holders: Holders) -> MemoryShares {
         let Holders { origins, sinks, .. } = holders;
-        let share = |sixteenths: usize, among: usize| self.bytes / 16 * sixteenths / among.max(1);
-        let (events, results) = (share(EVENT_SIXTEENTHS, holders.event_places()), share(1, sinks));
+        let share = |parts: usize, among: usize| self.bytes / 32 * parts / among.max(1);
+        let (events, results) = (share(EVENT_PARTS, holders.event_places()), share(1, sinks));
         let largest = PageBytes::default();
         // With its last item a page is larger; half of a place is for that. Results are pending and read ahead.
         // At least a byte, with which every page has an item.
         let at_most = |largest: usize, bytes: usize| bytes.clamp(1, largest);
         let (entries, results) = (at_most(largest.entries, events / 2), at_most(largest.results, results / 4));
         MemoryShares {
-            waiting_commands: share(3, origins),
-            running_commands: share(6, origins),
-            incoming: share(2, origins),
+            waiting_commands: share(4, origins),
+            running_commands: share(11, origins),
+            incoming: share(4, origins),
             trees: share(1, 1),
             events,
             ephemeral: share(1, sinks),
+            answers: share(8, 1),
             pages: PageBytes { entries, results, ..largest },
         }
     }
@@ -179,15 +183,15 @@ mod tests {
             let cursors = sinks * servers;
             let holders = Holders { origins, sinks, cursors, listeners };
             let shares = budget.shares(holders);
-            let MemoryShares { waiting_commands, running_commands, incoming, trees, events, ephemeral, pages } = shares;
+            let MemoryShares { waiting_commands, running_commands, incoming, trees, events, ephemeral, answers, pages } = shares;
             let commands = (waiting_commands + running_commands + incoming) * origins;
             let places = 5 * cursors + listeners;
-            let all = commands + trees + events * places + ephemeral * sinks;
-            prop_assert!(all + bytes as usize / 16 <= budget.bytes(), "a sixteenth is for results");
-            prop_assert!(all + bytes as usize / 16 >= budget.bytes() - 3 * 50 - places - 64);
+            let all = commands + trees + answers + events * places + ephemeral * sinks;
+            prop_assert!(all + bytes as usize / 32 <= budget.bytes(), "a part is for results");
+            prop_assert!(all + bytes as usize / 32 >= budget.bytes() - 3 * 50 - places - 160);
             let least = MemoryBudget::bytes_for_events(holders);
-            prop_assert_eq!(events >= MemoryShares::EVENTS_BYTES_MIN, bytes as usize / 16 * 16 >= least);
-            prop_assert!(2 * pages.entries <= events && 4 * pages.results * sinks <= bytes as usize / 16);
+            prop_assert_eq!(events >= MemoryShares::EVENTS_BYTES_MIN, bytes as usize / 32 * 32 >= least);
+            prop_assert!(2 * pages.entries <= events && 4 * pages.results * sinks <= bytes as usize / 32);
             let PageBytes { entries, results, commands } = PageBytes::default();
             prop_assert!(pages.entries <= entries && pages.results <= results && pages.commands == commands);
         }

@@ -55,7 +55,7 @@ pub use event::{Cause, EVENT_SCHEMA, Entity, Event, EventId, InvalidEventId, Kin
 pub use filter::{Filter, FilterArguments, InvalidFilter, OneOrMore};
 pub use hook::{Hook, HookFile, HookKey, HookSignals, InvalidHookFile};
 pub use ids::{Epoch, InfoHash, InvalidInfoHash, InvalidServerName, Rev, Seq, ServerName, SinkName};
-pub(crate) use json_size::{JSON_TREE_BYTES_MAX, json_tree_bytes};
+pub(crate) use json_size::json_tree_bytes;
 pub use listing::{Covers, Details, Facts, File, Files, Listing, Observed, Peer, Tracker};
 pub use magnet::{InvalidMagnet, MAGNET_BYTES_MAX, Magnet};
 pub use mask::{ANYWHERE_CHARS_MIN, Mask, names_secret};

@@ -9,8 +9,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::model::{
-    Details, Extra, Facts, File, InfoHash, JSON_TREE_BYTES_MAX, Observed, ServerName, Status, Torrent, eta_seconds,
-    json_tree_bytes, progress, ratio,
+    Details, Extra, Facts, File, InfoHash, Observed, ServerName, Status, Torrent, eta_seconds, json_tree_bytes,
+    progress, ratio,
 };
 
 /// A message of the program, by what it means for the pending request.
@@ -36,6 +36,18 @@ pub struct Initialized {
     pub methods: Option<Vec<String>>,
 }
 
+/// Returns the memory that a line takes until it is read: its bytes, and those of its tree.
+///
+/// # Errors
+/// It is more than that.
+pub fn memory_bytes(line: &[u8], bytes_max: usize) -> Result<usize, String> {
+    let bytes = line.len() + json_tree_bytes(line);
+    if bytes > bytes_max {
+        return Err(format!("an answer that takes more than the {bytes_max} bytes that memory_max leaves for it"));
+    }
+    Ok(bytes)
+}
+
 /// Parses a line as a JSON-RPC 2.0 response to the request with this id.
 ///
 /// # Errors
@@ -56,9 +68,6 @@ pub fn reply(line: &[u8], id: u64) -> Result<Reply, String> {
     // Without this serde reads `null` as absent, and a program that answers an action with it would be refused.
     fn present<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Value>, D::Error> {
         Value::deserialize(value).map(Some)
-    }
-    if json_tree_bytes(line) > JSON_TREE_BYTES_MAX {
-        return Err(format!("an answer that takes more than {JSON_TREE_BYTES_MAX} bytes of memory"));
     }
     let Message { id: of, result, error } =
         serde_json::from_slice(line).map_err(|error| format!("not a JSON-RPC message: {error}"))?;
@@ -274,7 +283,7 @@ mod tests {
         {
             let line = format!(r#"{{"id":2,"result":[{}0]}}"#, part.repeat(count));
             assert!(line.len() < 16 << 20);
-            assert!(reply(line.as_bytes(), 2).unwrap_err().contains("memory"), "{part}");
+            assert!(memory_bytes(line.as_bytes(), 64 << 20).unwrap_err().contains("memory"), "{part}");
         }
         let torrent = |_| {
             let mut row = seven();
@@ -282,6 +291,7 @@ mod tests {
             row
         };
         let line = json!({"id": 2, "result": (0..20_000).map(torrent).collect::<Vec<_>>()}).to_string();
+        assert!(memory_bytes(line.as_bytes(), 64 << 20).is_ok() && memory_bytes(line.as_bytes(), 16 << 20).is_err());
         assert!(matches!(reply(line.as_bytes(), 2), Ok(Reply::Result(_))));
     }
 

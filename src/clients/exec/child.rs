@@ -7,6 +7,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteEx
 use tokio::process::{ChildStdin, Command};
 use tracing::{info, warn};
 
+use crate::clients::answer_memory::{AnswerMemory, AnswerPermit};
 use crate::model::{ServerName, printable, reported_text};
 
 use super::answer::{self, Reply};
@@ -107,9 +108,14 @@ impl Child {
         self.group.as_raw_nonzero().get()
     }
 
-    /// Sends a request, and reads until its answer. Not cancel-safe: a child whose call was dropped has to be
+    /// Sends a request, and reads until its answer, whose memory it waits for. Not cancel-safe: a child whose call was dropped has to be
     /// dropped too.
-    pub async fn call(&mut self, method: &str, params: Option<Value>) -> Result<Value, Failure> {
+    pub async fn call(
+        &mut self,
+        method: &str,
+        params: Option<Value>,
+        answers: &AnswerMemory,
+    ) -> Result<(Value, AnswerPermit), Failure> {
         self.last_id += 1;
         let mut request = json!({"jsonrpc": "2.0", "id": self.last_id, "method": method});
         if let Some(params) = params {
@@ -131,13 +137,17 @@ impl Child {
                     Err(error) => return Err(ended(process, &error.to_string()).await),
                 },
                 line = output.next() => match line {
-                    Ok(Some(line)) => match answer::reply(&line, *last_id).map_err(Failure::Invalid)? {
-                        Reply::Result(value) if is_written => return Ok(value),
+                    Ok(Some(line)) => {
+                        let bytes = answer::memory_bytes(&line, answers.answer_bytes_max());
+                        let memory = answers.take(bytes.map_err(Failure::Invalid)?).await;
+                        match answer::reply(&line, *last_id).map_err(Failure::Invalid)? {
+                        Reply::Result(value) if is_written => return Ok((value, memory)),
                         // What is written before the whole request was read is an answer to something else.
                         Reply::Result(_) => return Err(Failure::Invalid("it answered before any request".to_owned())),
                         Reply::Refusal { code, message } => return Err(Failure::Refused { code, message }),
                         Reply::Other => {}
-                    },
+                        }
+                    }
                     Ok(None) => return Err(ended(process, "it closed its output").await),
                     Err(TooLong) => {
                         return Err(Failure::Invalid(format!("a line of more than {LINE_BYTES_MAX} bytes")));

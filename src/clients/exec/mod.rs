@@ -30,6 +30,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::warn;
 
+use crate::clients::answer_memory::{AnswerMemory, AnswerPermit};
 use crate::model::{Action, Add, AddSource, Covers, Details, InfoHash, Listing, Parts, ServerStats, reported_text};
 use crate::port::{Applied, Capabilities, ClientError, Scope, TorrentClient};
 
@@ -52,6 +53,7 @@ const STABLE_AFTER: Duration = Duration::from_secs(60);
 /// The client of one program.
 pub struct ExecClient {
     settings: Settings,
+    answers: AnswerMemory,
     running: tokio::sync::Mutex<Running>,
     /// The reason why the last listing left torrents out, so that it is logged once.
     listing_defect: Mutex<Option<String>>,
@@ -78,7 +80,17 @@ struct Started {
 impl ExecClient {
     /// A client whose program is not started yet.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, running: tokio::sync::Mutex::default(), listing_defect: Mutex::default() }
+        Self {
+            settings,
+            answers: AnswerMemory::default(),
+            running: tokio::sync::Mutex::default(),
+            listing_defect: Mutex::default(),
+        }
+    }
+
+    /// Shares the memory of answers with other clients.
+    pub fn with_answers(self, answers: AnswerMemory) -> Self {
+        Self { answers, ..self }
     }
 
     /// Makes one exchange, starting the program if it does not run.
@@ -87,12 +99,13 @@ impl ExecClient {
         let mut running = self.running.lock().await;
         let limit = self.settings.timeout;
         let exchange = async {
-            let started = running.started(&self.settings).await?;
+            let started = running.started(&self.settings, &self.answers).await?;
             if started.methods.as_ref().is_some_and(|methods| !methods.iter().any(|known| known == method)) {
                 return Err(Failure::Unsupported);
             }
-            let result = started.child.call(method, params).await.map_err(Failure::of_request)?;
-            Ok((result, Responder { run: started.run.clone(), name: started.name.clone() }))
+            let called = started.child.call(method, params, &self.answers).await;
+            let (result, memory) = called.map_err(Failure::of_request)?;
+            Ok((result, Responder { run: started.run.clone(), name: started.name.clone(), _memory: memory }))
         };
         // The start of the program counts, too: one that hangs in `initialize` is as silent as any other.
         let outcome = match tokio::time::timeout(limit, exchange).await {
@@ -204,10 +217,12 @@ fn check_custom(action: &Action) -> Result<(), ClientError> {
 struct Responder {
     run: String,
     name: Option<String>,
+    /// Of the answer, for as long as it is read.
+    _memory: AnswerPermit,
 }
 
 impl Running {
-    async fn started(&mut self, settings: &Settings) -> Result<&mut Started, Failure> {
+    async fn started(&mut self, settings: &Settings, answers: &AnswerMemory) -> Result<&mut Started, Failure> {
         if self.child.is_none() {
             if let Some(wait) = self.not_before.and_then(|at| at.checked_duration_since(Instant::now())) {
                 let how = format!("it ended {} times, next start in {} s", self.failures, wait.as_secs() + 1);
@@ -216,8 +231,8 @@ impl Running {
             let mut child = Child::start(settings).map_err(Failure::NotStarted)?;
             let params = json!({"protocol": PROTOCOL, "server": settings.server});
             let id = child.id();
-            let (initialized, child) = match child.call("initialize", Some(params)).await {
-                Ok(result) => (answer::initialized(&result).map_err(Failure::Invalid)?, child),
+            let (initialized, child) = match child.call("initialize", Some(params), answers).await {
+                Ok((result, _)) => (answer::initialized(&result).map_err(Failure::Invalid)?, child),
                 // `initialize` is optional: a script of a few lines answers it like every unknown method.
                 Err(Failure::Refused { .. }) => (answer::Initialized::default(), child),
                 Err(failure) => {

@@ -6,6 +6,7 @@
 //! is complete, as long as its header said, is checked here.
 
 use std::io::{self, ErrorKind};
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,13 +18,11 @@ use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 use super::settings::{Endpoint, Settings};
+use crate::clients::answer_memory::{AnswerMemory, AnswerPermit};
 use crate::connect::{CONNECT_TIMEOUT, connect};
 use crate::model::{error_chain, printable};
 use crate::port::ClientError;
 use crate::tls::{self, TlsError};
-
-/// Maximum size of an answer. rTorrent itself aborts at 100 MiB.
-pub(super) const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// Maximum size of a reply header, which has about 80 bytes.
 const REPLY_HEADER_BYTES_MAX: usize = 4096;
@@ -50,6 +49,22 @@ impl WireFormat {
 pub(super) struct Transport {
     address: String,
     route: Route,
+    answers: AnswerMemory,
+}
+
+/// An answer, with its memory.
+#[derive(Debug)]
+pub(super) struct Answer {
+    bytes: Vec<u8>,
+    _memory: AnswerPermit,
+}
+
+impl Deref for Answer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 #[derive(Debug)]
@@ -75,26 +90,40 @@ impl Transport {
                 Route::Http { client, url: url.clone(), login }
             }
         };
-        Ok(Self { address: printable(settings.endpoint.to_string().as_bytes()), route })
+        let address = printable(settings.endpoint.to_string().as_bytes());
+        Ok(Self { address, route, answers: AnswerMemory::default() })
     }
 
-    /// Sends one request and returns the body of its answer.
+    /// Shares the memory of answers with other clients.
+    pub(super) fn with_answers(self, answers: AnswerMemory) -> Self {
+        Self { answers, ..self }
+    }
+
+    /// Returns the size of the largest answer that is read.
+    pub(super) fn answer_bytes_max(&self) -> usize {
+        self.answers.answer_bytes_max()
+    }
+
+    /// Sends one request and returns the body of its answer, for which `expected` bytes of memory are waited for before
+    /// the time begins.
     pub(super) async fn exchange(
         &self,
         format: WireFormat,
         body: &[u8],
         limit: Duration,
-    ) -> Result<Vec<u8>, ClientError> {
+        expected: usize,
+    ) -> Result<Answer, ClientError> {
+        let mut memory = self.answers.take(expected.min(self.answer_bytes_max())).await;
         let deadline = Instant::now() + limit;
         let exchange = async {
             match &self.route {
                 Route::Unix(path) => {
                     let mut stream = self.connect(limit, UnixStream::connect(path)).await?;
-                    self.scgi(&mut stream, format, body).await
+                    self.scgi(&mut stream, format, body, &mut memory).await
                 }
                 Route::Tcp { host, port } => {
                     let mut stream = self.connect(limit, connect(host, *port)).await?;
-                    self.scgi(&mut stream, format, body).await
+                    self.scgi(&mut stream, format, body, &mut memory).await
                 }
                 Route::Http { client, url, login } => {
                     let mut request = client
@@ -104,11 +133,12 @@ impl Transport {
                     if let Some((user, password)) = login {
                         request = request.basic_auth(user, Some(password.expose_secret()));
                     }
-                    self.http(request, body.len()).await
+                    self.http(request, body.len(), &mut memory).await
                 }
             }
         };
-        tokio::time::timeout_at(deadline, exchange).await.map_err(|_| ClientError::Timeout { limit })?
+        let bytes = tokio::time::timeout_at(deadline, exchange).await.map_err(|_| ClientError::Timeout { limit })??;
+        Ok(Answer { bytes, _memory: memory })
     }
 
     async fn connect<S>(
@@ -154,6 +184,7 @@ impl Transport {
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
         format: WireFormat,
         body: &[u8],
+        memory: &mut AnswerPermit,
     ) -> Result<Vec<u8>, ClientError> {
         let broken = |error: io::Error| {
             self.broken(format_args!(
@@ -182,9 +213,10 @@ impl Transport {
                 Err(reason) => return Err(self.protocol(reason)),
             }
         };
-        if length > ANSWER_BYTES_MAX {
-            return Err(self.protocol(format_args!("the answer has {length} bytes, the limit is {ANSWER_BYTES_MAX}")));
+        if length > self.answer_bytes_max() {
+            return Err(self.too_large(format_args!("{length}")));
         }
+        self.answers.grow(memory, length).await;
         answer.drain(..body_at);
         // In one step; the length was checked above, so a wrong header cannot make this large.
         answer.reserve(length.saturating_sub(answer.len()));
@@ -200,7 +232,12 @@ impl Transport {
         Ok(answer)
     }
 
-    async fn http(&self, request: reqwest::RequestBuilder, sent_bytes: usize) -> Result<Vec<u8>, ClientError> {
+    async fn http(
+        &self,
+        request: reqwest::RequestBuilder,
+        sent_bytes: usize,
+        memory: &mut AnswerPermit,
+    ) -> Result<Vec<u8>, ClientError> {
         let mut response = request.send().await.map_err(|error| self.http_error(error))?;
         let header = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         self.check_status(response.status(), header(header::WWW_AUTHENTICATE), sent_bytes)?;
@@ -208,10 +245,17 @@ impl Transport {
         if header(header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("text/html")) {
             return Err(self.web_page());
         }
+        let bytes_max = self.answer_bytes_max();
+        let stated = response.content_length().and_then(|bytes| usize::try_from(bytes).ok());
         let mut answer = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.http_error(error))? {
-            if answer.len() + chunk.len() > ANSWER_BYTES_MAX {
-                return Err(self.protocol(format_args!("the answer has more than {ANSWER_BYTES_MAX} bytes")));
+            let length = answer.len() + chunk.len();
+            if length > bytes_max {
+                return Err(self.too_large(format_args!("more than {bytes_max}")));
+            }
+            if !memory.has(length) {
+                // Without a stated length it may become as large as any.
+                self.answers.grow(memory, stated.filter(|stated| *stated >= length).unwrap_or(bytes_max)).await;
             }
             answer.extend_from_slice(&chunk);
         }
@@ -219,6 +263,11 @@ impl Transport {
             return Err(self.web_page());
         }
         Ok(answer)
+    }
+
+    fn too_large(&self, bytes: std::fmt::Arguments<'_>) -> ClientError {
+        let bytes_max = self.answer_bytes_max();
+        self.protocol(format_args!("the answer has {bytes} bytes, the limit by memory_max is {bytes_max}"))
     }
 
     fn web_page(&self) -> ClientError {
@@ -339,7 +388,11 @@ mod tests {
     use super::*;
 
     fn transport() -> Transport {
-        Transport { address: "unix:///test".to_owned(), route: Route::Unix("/test".into()) }
+        Transport {
+            address: "unix:///test".to_owned(),
+            route: Route::Unix("/test".into()),
+            answers: AnswerMemory::default(),
+        }
     }
 
     const ANSWER: &[u8] = b"Status: 200 OK\r\nContent-Type: text/xml\r\nContent-Length: 11\r\n\r\nhello world";
@@ -357,11 +410,15 @@ mod tests {
 
     /// To be called with the clock paused: time advances only while both sides wait, however slow the machine is.
     async fn exchange(answer: &[u8]) -> Result<Vec<u8>, ClientError> {
+        Ok(exchange_over(&transport(), answer).await?.bytes)
+    }
+
+    async fn exchange_over(transport: &Transport, answer: &[u8]) -> Result<Answer, ClientError> {
         let (mut near, far) = duplex(64);
-        let transport = transport();
+        let mut memory = transport.answers.take(0).await;
         let (result, ()) = tokio::join!(
             async {
-                let result = transport.scgi(&mut near, WireFormat::Xml, b"?").await;
+                let result = transport.scgi(&mut near, WireFormat::Xml, b"?", &mut memory).await;
                 drop(near);
                 result
             },
@@ -370,7 +427,27 @@ mod tests {
                 let _gone = tokio::time::timeout(Duration::from_secs(5), answer_with(far, answer)).await.is_err();
             }
         );
-        result
+        Ok(Answer { bytes: result?, _memory: memory })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_answer_is_read_when_others_were_and_a_small_one_at_once() {
+        let transport = Transport { answers: AnswerMemory::new(1 << 20, 2), ..transport() };
+        let answer = |bytes: usize| {
+            [format!("Status: 200 OK\r\nContent-Length: {bytes}\r\n\r\n").into_bytes(), vec![b'x'; bytes]].concat()
+        };
+        let (large, small) = (answer(600 << 10), answer(60 << 10));
+        let first = exchange_over(&transport, &large).await.unwrap();
+        assert_eq!(exchange_over(&transport, &small).await.unwrap().len(), 60 << 10);
+        let mut second = std::pin::pin!(exchange_over(&transport, &large));
+        assert!(
+            tokio::time::timeout(Duration::from_secs(2), &mut second).await.is_err(),
+            "both are more than there is"
+        );
+        drop(first);
+        assert_eq!(second.await.unwrap().len(), 600 << 10);
+        let refused = exchange_over(&transport, &answer(1 << 20)[..60]).await.unwrap_err().to_string();
+        assert!(refused.contains("memory_max"), "{refused}");
     }
 
     #[test]
@@ -408,9 +485,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let listener = tokio::net::UnixListener::bind(&path).unwrap();
-        let transport = Transport { address: String::new(), route: Route::Unix(path) };
+        let transport = Transport { address: String::new(), route: Route::Unix(path), ..transport() };
         let limit = Duration::from_secs(3);
-        let (result, read) = tokio::join!(transport.exchange(WireFormat::Xml, b"?", limit), async {
+        let (result, read) = tokio::join!(transport.exchange(WireFormat::Xml, b"?", limit, 0), async {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut all = Vec::new();
             stream.read_to_end(&mut all).await.unwrap()
@@ -421,7 +498,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn rule_2_an_answer_over_the_limit_is_not_read() {
-        let answer = format!("Status: 200 OK\r\nContent-Length: {}\r\n\r\n", ANSWER_BYTES_MAX + 1);
+        let answer = format!("Status: 200 OK\r\nContent-Length: {}\r\n\r\n", transport().answer_bytes_max() + 1);
         let said = exchange(answer.as_bytes()).await.unwrap_err().to_string();
         assert!(said.contains("limit"), "{said}");
     }
@@ -480,8 +557,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_socket_is_named_with_what_to_do() {
-        let transport = Transport { address: "unix:///nowhere".to_owned(), route: Route::Unix("/nowhere/x".into()) };
-        let error = transport.exchange(WireFormat::Xml, b"", Duration::from_secs(5)).await.unwrap_err();
+        let transport =
+            Transport { address: "unix:///nowhere".to_owned(), route: Route::Unix("/nowhere/x".into()), ..transport() };
+        let error = transport.exchange(WireFormat::Xml, b"", Duration::from_secs(5), 0).await.unwrap_err();
         let said = error_chain(&error);
         assert!(said.contains("unix:///nowhere") && said.contains("is rTorrent running"), "{said}");
     }

@@ -44,7 +44,8 @@ impl RequestMemory {
 impl Intake {
     /// Makes one without requests that takes so many bytes.
     pub fn new(bytes_max: usize) -> Self {
-        let starts = bytes_max / 4;
+        // Half, because what finds not even that is lost without an answer.
+        let starts = bytes_max / 2;
         let (whole, starts) = (ByteSemaphore::new(bytes_max - starts), ByteSemaphore::new(starts));
         Self { requests: Mutex::default(), arrived: Notify::new(), whole, starts }
     }

@@ -32,7 +32,7 @@ use super::super::probe::Probe;
 use super::super::transport::WireFormat;
 use super::change_tracker::ReadParts;
 use super::counters::Counters;
-use super::{Columns, PART_BYTES_MAX, ROW_BYTES_AT_FIRST, RawListing, exchange, format, with_columns};
+use super::{Columns, ROW_BYTES_AT_FIRST, RawListing, exchange, format, part_bytes_max, with_columns};
 use crate::model::{Covers, InfoHash};
 use crate::port::ClientError;
 
@@ -148,7 +148,7 @@ fn start(access: &Access<'_>, probe: &Probe, named: &BTreeSet<InfoHash>) -> Opti
     let before = changes.last.filter(|last| last.pid == probe.pid)?;
     let [count, _, active, _] = before.views;
     let (count, active) = (count?, active?);
-    let states_since = changes.states_due(count).filter(|_| fits(count, row_bytes) && probe.has_filtered);
+    let states_since = changes.states_due(count).filter(|_| fits(access, count, row_bytes) && probe.has_filtered);
     let query = Query {
         moving: changes.view_of_moving(probe).filter(|_| changes.is_moving_due(active)),
         // Read again rather than missed: a torrent that shows twice is the same in both.
@@ -159,9 +159,9 @@ fn start(access: &Access<'_>, probe: &Probe, named: &BTreeSet<InfoHash>) -> Opti
 }
 
 /// Returns whether the rows of so many torrents fit into one answer.
-fn fits(rows: u64, row_bytes: Option<(WireFormat, usize)>) -> bool {
+fn fits(access: &Access<'_>, rows: u64, row_bytes: Option<(WireFormat, usize)>) -> bool {
     let row_bytes = row_bytes.map_or(ROW_BYTES_AT_FIRST, |(_, bytes)| bytes);
-    usize::try_from(rows).unwrap_or(usize::MAX).saturating_mul(row_bytes) <= PART_BYTES_MAX
+    usize::try_from(rows).unwrap_or(usize::MAX).saturating_mul(row_bytes) <= part_bytes_max(access)
 }
 
 /// Returns whether what moves bytes fits into one answer. Where more torrents run than that, those that move
@@ -175,7 +175,7 @@ async fn does_moving_fit(
     let Some(view) = view else { return Ok(true) };
     let row_bytes = access.client.state().listing.row_bytes;
     let [_, _, active, _] = counters.views;
-    if active.is_some_and(|active| fits(active, row_bytes)) {
+    if active.is_some_and(|active| fits(access, active, row_bytes)) {
         return Ok(true);
     }
     if !probe.has_filtered {
@@ -184,7 +184,7 @@ async fn does_moving_fit(
     // Hashes alone are short, so counting is safe whatever their number.
     let answers = access.call(&[hashes_of_moving(view)]).await?;
     match answers.into_iter().next() {
-        Some(Ok(hashes)) => Ok(fits(hashes.array().len() as u64, row_bytes)),
+        Some(Ok(hashes)) => Ok(fits(access, hashes.array().len() as u64, row_bytes)),
         Some(Err(fault)) => Err(access.client.fault(&fault)),
         None => Ok(false),
     }
@@ -206,7 +206,7 @@ async fn ask(
     let names = calls.len() - query.named.len() * fields.len();
     let reader = ChangeReader::new(fields, names, &query.named, settings.extra.len());
     let format = format(access, probe);
-    let Some((reader, _)) = exchange(access, probe, format, &calls, settings.timeout, reader).await? else {
+    let Some((reader, _)) = exchange(access, probe, format, &calls, (settings.timeout, 0), reader).await? else {
         return Ok(None);
     };
     if let Some(fault) = reader.fault {
