@@ -64,6 +64,7 @@ impl Config {
             // A webhook is one sink for each of its servers.
             sinks: self.brokers.len() + of_webhooks,
             cursors: of_brokers + of_webhooks,
+            servers: self.servers.len(),
             listeners: self.http.listen.map_or(0, |_| MemoryBudget::LISTENERS_MAX),
         }
     }

@@ -33,6 +33,8 @@ pub struct Holders {
     pub sinks: usize,
     /// Servers of each sink, all together.
     pub cursors: usize,
+    /// Servers that are monitored.
+    pub servers: usize,
     /// Listeners over HTTP, at most.
     pub listeners: usize,
 }
@@ -113,23 +115,25 @@ impl MemoryBudget {
 
     /// Divides the budget.
     pub fn shares(self, holders: Holders) -> MemoryShares {
-        let Holders { origins, sinks, .. } = holders;
+        let Holders { origins, sinks, servers, .. } = holders;
         let share = |parts: usize, among: usize| self.bytes / 32 * parts / among.max(1);
         let (events, results) = (share(EVENT_PARTS, holders.event_places()), share(1, sinks));
-        let largest = PageBytes::default();
+        let (largest, waiting) = (PageBytes::default(), share(4, 1));
         // With its last item a page is larger; half of a place is for that. Results are pending and read ahead.
         // At least a byte, with which every page has an item.
         let at_most = |largest: usize, bytes: usize| bytes.clamp(1, largest);
         let (entries, results) = (at_most(largest.entries, events / 2), at_most(largest.results, results / 4));
+        // Each server may read one, and the bridge itself.
+        let commands = at_most(largest.commands, waiting / 8 / (servers + 1));
         MemoryShares {
-            waiting_commands: share(4, origins),
+            waiting_commands: waiting / 8 * 7 / origins.max(1),
             running_commands: share(11, origins),
             incoming: share(4, origins),
             trees: share(1, 1),
             events,
             ephemeral: share(1, sinks),
             answers: share(8, 1),
-            pages: PageBytes { entries, results, ..largest },
+            pages: PageBytes { entries, results, commands },
         }
     }
 }
@@ -150,7 +154,7 @@ impl Holders {
 /// One of each, and no listener.
 impl Default for Holders {
     fn default() -> Self {
-        Self { origins: 1, sinks: 1, cursors: 1, listeners: 0 }
+        Self { origins: 1, sinks: 1, cursors: 1, servers: 1, listeners: 0 }
     }
 }
 
@@ -181,19 +185,20 @@ mod tests {
         ) {
             let budget = MemoryBudget::new(bytes).unwrap();
             let cursors = sinks * servers;
-            let holders = Holders { origins, sinks, cursors, listeners };
+            let holders = Holders { origins, sinks, cursors, servers, listeners };
             let shares = budget.shares(holders);
             let MemoryShares { waiting_commands, running_commands, incoming, trees, events, ephemeral, answers, pages } = shares;
             let commands = (waiting_commands + running_commands + incoming) * origins;
             let places = 5 * cursors + listeners;
-            let all = commands + trees + answers + events * places + ephemeral * sinks;
+            prop_assert!(pages.commands * (servers + 1) <= bytes as usize / 64, "an eighth of what waits");
+            let all = bytes as usize / 64 + commands + trees + answers + events * places + ephemeral * sinks;
             prop_assert!(all + bytes as usize / 32 <= budget.bytes(), "a part is for results");
-            prop_assert!(all + bytes as usize / 32 >= budget.bytes() - 3 * 50 - places - 160);
+            prop_assert!(all + bytes as usize / 32 >= budget.bytes() - 10 * 50 - places - 200);
             let least = MemoryBudget::bytes_for_events(holders);
             prop_assert_eq!(events >= MemoryShares::EVENTS_BYTES_MIN, bytes as usize / 32 * 32 >= least);
             prop_assert!(2 * pages.entries <= events && 4 * pages.results * sinks <= bytes as usize / 32);
             let PageBytes { entries, results, commands } = PageBytes::default();
-            prop_assert!(pages.entries <= entries && pages.results <= results && pages.commands == commands);
+            prop_assert!(pages.entries <= entries && pages.results <= results && pages.commands <= commands);
         }
     }
 }

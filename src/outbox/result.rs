@@ -78,6 +78,12 @@ impl ResultOutbox {
         self.may_have_more = true;
     }
 
+    /// Whether more may be read: what is in flight is less than a page.
+    fn has_room(&self) -> bool {
+        let bytes: usize = self.open.values().map(|open| open.result.body.len()).sum();
+        bytes < self.parts.store.results_page_bytes()
+    }
+
     fn start_reading(&self) -> Request<Vec<UnsentResult>> {
         let (store, sink, after) = (Arc::clone(&self.parts.store), self.parts.settings.name.clone(), self.read_to);
         start(async move { store.unsent_results(&sink, after, READ_MAX).await })
@@ -164,7 +170,7 @@ impl Outbox for ResultOutbox {
         if let Some(numbers) = self.saving.try_finish()? {
             self.saved(numbers);
         }
-        if self.pending.is_empty() && self.may_have_more {
+        if self.pending.is_empty() && self.may_have_more && self.has_room() {
             self.read().await?;
         }
         let count = budget.min(self.pending.len());
@@ -180,6 +186,8 @@ impl Outbox for ResultOutbox {
         if let Some(open) = self.open.get_mut(&number) {
             open.parts_left = open.parts_left.saturating_sub(1);
             if open.parts_left == 0 {
+                // Only that it was delivered is still to be saved.
+                open.result.body = Bytes::new();
                 self.unsaved.insert(number);
                 self.start_saving();
             }
@@ -222,7 +230,7 @@ mod tests {
 
     use super::super::testing::{TestSetup, acknowledge, ids, rejected, sink_name};
     use super::*;
-    use crate::model::{CommandId, OutcomeStatus, Timestamp};
+    use crate::model::{CommandId, MemoryShares, OutcomeStatus, PageBytes, Timestamp};
     use crate::port::{CommandLog as _, LoggedCommand, LoggedResult};
 
     /// Writes a result down, as one that is refused at once.
@@ -264,6 +272,30 @@ mod tests {
 
     async fn unsent(setup: &TestSetup) -> usize {
         setup.store.unsent_results(&sink_name(), 0, 9).await.unwrap().len()
+    }
+
+    #[tokio::test]
+    async fn about_a_page_of_results_is_in_flight_and_one_whatever_its_size() {
+        let pages = PageBytes { results: 1_000, ..PageBytes::default() };
+        let setup = TestSetup::with_shares(MemoryShares { pages, ..MemoryShares::default() }).await;
+        let mut outbox = ResultOutbox::new(&setup.parts);
+        let sent: Vec<String> =
+            (0..8).map(|number| number.to_string().repeat(if number == 5 { 5_000 } else { 400 })).collect();
+        for (number, body) in sent.iter().enumerate() {
+            write(&setup, &number.to_string(), body.clone()).await;
+        }
+        let (mut taken, mut sizes) = (Vec::new(), Vec::new());
+        loop {
+            let batch = outbox.next(99).await.unwrap();
+            if batch.is_empty() {
+                break;
+            }
+            assert!(outbox.next(99).await.unwrap().is_empty(), "nothing more before an acknowledgement");
+            sizes.push(batch.len());
+            taken.extend(bodies(&batch));
+            acknowledge(&mut outbox, batch).await;
+        }
+        assert_eq!((taken, sizes), (sent, vec![3, 3, 2]));
     }
 
     #[tokio::test]
