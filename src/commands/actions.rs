@@ -185,7 +185,7 @@ impl Execution<'_> {
     }
 
     pub(super) fn expect(&self, action: &Action) -> EffectWaiter<'_> {
-        self.parts.pending_effects.expect(&self.command.id, action)
+        self.parts.pending_effects.expect(&self.command.id, action, self.status(action.hash()))
     }
 
     /// The outcome of a dry run, which knows the snapshot and asks the client for no change.

@@ -15,7 +15,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -80,10 +80,6 @@ pub(super) struct Execution<'a> {
     pub deaths: AtomicU32,
     /// How far it has come with files.
     file_progress: Mutex<FileProgress>,
-    /// It is written down that it has begun to change torrents.
-    pub was_begun: AtomicBool,
-    /// It goes on behind its result, with what it has begun alone.
-    pub winds_up: bool,
     pub queued: &'a QueuedCommand,
 }
 
@@ -119,11 +115,9 @@ pub(super) type Attempt<T> = Result<T, Failure>;
 impl<'a> Execution<'a> {
     pub fn new(parts: &'a WorkerParts, queue: &'a Queue, turns: &'a ClientTurns, queued: &'a QueuedCommand) -> Self {
         let QueuedCommand { command, request, .. } = queued;
-        let begun = command.begun.clone();
-        let (deaths, file_progress) =
-            (AtomicU32::new(0), Mutex::new(FileProgress { begun, ..FileProgress::default() }));
-        let was_begun = AtomicBool::new(!command.begun.is_empty());
-        Self { parts, queue, turns, command, request, deaths, file_progress, was_begun, winds_up: false, queued }
+        let progress = FileProgress { begun: command.begun.clone(), ..FileProgress::default() };
+        let (deaths, file_progress) = (AtomicU32::new(0), Mutex::new(progress));
+        Self { parts, queue, turns, command, request, deaths, file_progress, queued }
     }
 }
 
@@ -168,6 +162,11 @@ impl Execution<'_> {
 
     fn is_with_files(&self) -> bool {
         matches!(self.request.operation, Operation::DeleteWithData | Operation::Move { data: true, .. })
+    }
+
+    /// Whether it writes down which torrents it has begun to change.
+    pub fn may_begin(&self) -> bool {
+        matches!(self.request.operation, Operation::DeleteWithData | Operation::Move { .. }) && !self.request.dry_run
     }
 
     /// Executes the command; a panic ends it alone. The worker would otherwise execute it again after each restart.

@@ -131,7 +131,7 @@ impl Execution<'_> {
         if self.request.dry_run {
             return Ok(deleted(plan.preview()));
         }
-        if self.winds_up && plan.check_complete().is_ok() {
+        if self.command.is_answered && plan.check_complete().is_ok() {
             return Err(untouched().into());
         }
         self.begin(hash).await?;
@@ -195,7 +195,7 @@ impl Execution<'_> {
         if self.request.dry_run {
             return Ok(TorrentOutcome::ok(hash));
         }
-        if self.winds_up && self.command.is_answered && moving.is_untouched() {
+        if self.command.is_answered && moving.is_untouched() {
             return Err(untouched().into());
         }
         self.begin(hash).await?;

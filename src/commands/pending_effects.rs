@@ -3,13 +3,21 @@
 //! A command registers its action *before* it asks the client, so that an event of the next poll has the command as
 //! its cause, however fast it comes. Whether the effect is there is judged only by polls that began *after* the
 //! client was asked: an earlier one may show the state of before.
+//!
+//! A client may check the data behind an action, for hours, and go on by itself when the check is over. So the effect of
+//! such an action stays behind its command, until the torrent is at rest: the events of the check have that cause, too.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-use crate::model::{Action, Cause, ChangeSet, CommandId, Covers, InfoHash, Listing, Snapshot};
+use crate::model::{Action, Cause, ChangeSet, CommandId, Covers, InfoHash, Kind, Listing, Snapshot, Status, Torrent};
+
+/// Time after a check in which a torrent that was paused before is paused again.
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The pending effects of one server.
 #[derive(Default)]
@@ -30,19 +38,48 @@ struct State {
 struct Pending {
     command: CommandId,
     action: Action,
+    was_paused: bool,
     /// Polls begun when the client was asked; only later ones are judged. `None` until then.
     asked_after_poll: Option<u64>,
     /// `None` once the effect was shown.
     shown: Option<oneshot::Sender<()>>,
+    /// Once nobody waits for it any more.
+    left: Option<Left>,
+}
+
+/// An effect behind its command.
+struct Left {
+    /// Polls begun when the command ended; only later ones show that the torrent is at rest.
+    after_poll: u64,
+    /// Since when no check is shown.
+    checked: Option<Instant>,
 }
 
 impl Pending {
     fn is_awaited(&self) -> bool {
-        self.asked_after_poll.is_some() && self.shown.is_some()
+        self.asked_after_poll.is_some() && self.shown.is_some() && self.left.is_none()
+    }
+
+    fn explains(&self, kind: Kind) -> bool {
+        self.action.explains(kind) && (self.left.is_none() || kind.may_follow_check())
+    }
+
+    /// Whether what is left of it explains no further event; `torrent` is what `poll` has shown.
+    fn is_over(&mut self, poll: u64, torrent: Option<&Torrent>) -> bool {
+        let Some(left) = self.left.as_mut().filter(|left| left.after_poll < poll) else { return false };
+        let Some(torrent) = torrent else { return true };
+        if torrent.status == Status::Checking {
+            left.checked = None;
+            return false;
+        }
+        let since = *left.checked.get_or_insert_with(Instant::now);
+        !self.was_paused
+            || matches!(torrent.status, Status::Paused | Status::Stopped)
+            || since.elapsed() >= PAUSE_TIMEOUT
     }
 }
 
-/// Waits for one effect; dropping it takes the effect back.
+/// Waits for one effect. Dropping it takes the effect back, or leaves it until a check is over.
 pub struct EffectWaiter<'a> {
     effects: &'a PendingEffects,
     number: u64,
@@ -51,14 +88,21 @@ pub struct EffectWaiter<'a> {
 }
 
 impl PendingEffects {
-    /// Registers what `command` is about to ask for.
-    pub fn expect(&self, command: &CommandId, action: &Action) -> EffectWaiter<'_> {
+    /// Registers what `command` is about to ask for, of a torrent that has this status.
+    pub fn expect(&self, command: &CommandId, action: &Action, status: Option<Status>) -> EffectWaiter<'_> {
         let (sender, shown) = oneshot::channel();
         let mut state = self.state();
         state.registered += 1;
         let number = state.registered;
-        let (command, action) = (command.clone(), action.clone().without_source());
-        state.pending.insert(number, Pending { command, action, asked_after_poll: None, shown: Some(sender) });
+        let pending = Pending {
+            command: command.clone(),
+            action: action.clone().without_source(),
+            was_paused: status == Some(Status::Paused) && matches!(action, Action::Recheck(_) | Action::Move(_)),
+            asked_after_poll: None,
+            shown: Some(sender),
+            left: None,
+        };
+        state.pending.insert(number, pending);
         EffectWaiter { effects: self, number, shown, was_shown: false }
     }
 
@@ -79,8 +123,11 @@ impl PendingEffects {
         }
         for new_event in &mut change_set.events {
             let Some(hash) = new_event.torrent.as_ref().map(|torrent| torrent.hash) else { continue };
-            let mut of_torrent = by_hash.get(&hash).into_iter().flatten();
-            if let Some(pending) = of_torrent.find(|pending| pending.action.explains(new_event.kind)) {
+            let of_torrent = || by_hash.get(&hash).into_iter().flatten();
+            // A command that runs explains more than one that has ended.
+            let running = of_torrent().filter(|pending| pending.left.is_none());
+            let mut all = running.chain(of_torrent().filter(|pending| pending.left.is_some()));
+            if let Some(pending) = all.find(|pending| pending.explains(new_event.kind)) {
                 new_event.cause = Cause::Command;
                 new_event.command_id = Some(pending.command.clone());
             }
@@ -89,7 +136,11 @@ impl PendingEffects {
 
     /// Resolves the effects that a poll shows, after its change set was committed.
     pub fn judge(&self, poll: u64, listing: &Listing, snapshot: &Snapshot) {
-        for pending in self.state().pending.values_mut() {
+        self.state().pending.retain(|_, pending| {
+            let torrent = snapshot.get(&pending.action.hash()).map(|one| &*one.torrent);
+            !pending.is_over(poll, torrent)
+        });
+        for pending in self.state().pending.values_mut().filter(|pending| pending.left.is_none()) {
             let Pending { action, asked_after_poll, shown, .. } = pending;
             let (hash, is_delete) = (action.hash(), matches!(action, Action::Delete(_)));
             let seen = listing.torrents.get(&hash);
@@ -158,6 +209,134 @@ impl EffectWaiter<'_> {
 
 impl Drop for EffectWaiter<'_> {
     fn drop(&mut self) {
-        self.effects.state().pending.remove(&self.number);
+        let mut state = self.effects.state();
+        let polls = state.polls;
+        let Some(mut pending) = state.pending.remove(&self.number) else { return };
+        let hash = pending.action.hash();
+        if pending.asked_after_poll.is_some() && pending.action.may_check() {
+            // Only the last of a torrent is left, so there are never more than torrents.
+            state.pending.retain(|_, other| other.left.is_none() || other.action.hash() != hash);
+            pending.left = Some(Left { after_poll: polls, checked: None });
+            state.pending.insert(self.number, pending);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::{
+        Changes, DiffState, Move, NewEvent, Rev, Seq, ServerName, ServerState, SnapshotTorrent, Timestamp,
+    };
+
+    const HASH: InfoHash = InfoHash::V1([1; 20]);
+
+    fn torrent(status: Status) -> Arc<Torrent> {
+        let json = serde_json::json!({
+            "hash": HASH, "name": "a", "server": "home", "active": true, "downloaded": 0, "uploaded": 0, "length": 1,
+            "progress": 0.0, "finished": false, "playing": false, "extra": {}, "status": status, "error": false,
+            "stalled": false
+        });
+        Arc::new(serde_json::from_value(json).unwrap())
+    }
+
+    /// A server whose polls show what happens to one torrent.
+    #[derive(Default)]
+    struct Polled(PendingEffects);
+
+    impl Polled {
+        fn expect(&self, id: &str, action: Action, status: Status) -> EffectWaiter<'_> {
+            let waiter = self.0.expect(&CommandId::parse(id).unwrap(), &action, Some(status));
+            waiter.asked();
+            waiter
+        }
+
+        /// Polls, and returns the command that explains an event of this kind.
+        fn poll(&self, status: Status, kind: Kind) -> Option<String> {
+            let number = self.0.begin_poll();
+            let mut change_set = ChangeSet {
+                server: ServerName::parse("home").unwrap(),
+                time: Timestamp::from_millis(0),
+                events: vec![NewEvent::of_torrent(kind, Cause::Observed, torrent(status), Changes::new())],
+                changes: BTreeMap::new(),
+                state: Some(ServerState::default()),
+            };
+            self.0.attribute(&mut change_set);
+            let one = SnapshotTorrent {
+                torrent: torrent(status),
+                rev: Rev(1),
+                last_seq: Seq(1),
+                changed_at: Timestamp::from_millis(0),
+                diff_state: DiffState::default(),
+            };
+            // As a listing of changes in which it is not.
+            let listing = Listing { covers: Covers::Changed, ..Listing::default() };
+            self.0.judge(number, &listing, &[(HASH, one)].into_iter().collect());
+            change_set.events.remove(0).command_id.map(|id| id.to_string())
+        }
+
+        fn is_empty(&self) -> bool {
+            self.0.state().pending.is_empty()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_of_a_check_has_the_command_as_its_cause_until_the_torrent_is_as_before() {
+        let polled = Polled::default();
+        drop(polled.expect("one", Action::Recheck(HASH), Status::Paused));
+        let one = Some("one".to_owned());
+        assert_eq!(polled.poll(Status::Checking, Kind::Checking), one);
+        assert_eq!(polled.poll(Status::Checking, Kind::LabelChanged), None);
+        // Somebody else's command comes first, and takes its own events alone.
+        let label = polled.expect("two", Action::Label(HASH, "x".to_owned()), Status::Checking);
+        assert_eq!(polled.poll(Status::Checking, Kind::LabelChanged), Some("two".to_owned()));
+        drop(label);
+        assert_eq!(polled.poll(Status::Seeding, Kind::Checked), one);
+        assert_eq!(polled.poll(Status::Paused, Kind::Paused), one);
+        assert_eq!(polled.poll(Status::Seeding, Kind::Resumed), None, "it was as before");
+        assert!(polled.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_torrent_that_is_not_paused_again_is_not_waited_for_without_an_end() {
+        let polled = Polled::default();
+        drop(polled.expect("one", Action::Recheck(HASH), Status::Paused));
+        assert!(polled.poll(Status::Checking, Kind::Checking).is_some());
+        tokio::time::advance(2 * PAUSE_TIMEOUT).await;
+        assert!(polled.poll(Status::Seeding, Kind::Checked).is_some());
+        tokio::time::advance(PAUSE_TIMEOUT).await;
+        assert!(polled.poll(Status::Seeding, Kind::ErrorCleared).is_none());
+        assert!(polled.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_not_asked_for_or_is_at_rest_leaves_nothing() {
+        let polled = Polled::default();
+        drop(polled.0.expect(&CommandId::parse("one").unwrap(), &Action::Recheck(HASH), None));
+        drop(polled.expect("two", Action::Pause(HASH), Status::Seeding));
+        assert!(polled.is_empty());
+        // A poll that began before the end of the command may show the state of before.
+        let waiter = polled.expect("three", Action::Move(Move::new(HASH, "/d")), Status::Seeding);
+        polled.0.begin_poll();
+        drop(waiter);
+        polled.0.judge(1, &Listing::default(), &Snapshot::default());
+        assert!(!polled.is_empty());
+        assert_eq!(polled.poll(Status::Seeding, Kind::Moved), None, "that is no effect of a check");
+        assert!(polled.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_several_commands_for_a_torrent_that_is_checked_the_last_is_left() {
+        let polled = Polled::default();
+        let both = [
+            polled.expect("one", Action::Recheck(HASH), Status::Seeding),
+            polled.expect("two", Action::Start(HASH), Status::Stopped),
+        ];
+        drop(both);
+        assert_eq!(polled.poll(Status::Checking, Kind::Checking), Some("two".to_owned()));
+        assert_eq!(polled.poll(Status::Seeding, Kind::Started), Some("two".to_owned()));
+        assert!(polled.is_empty());
     }
 }

@@ -4,13 +4,10 @@
 //! Such torrents are written down before the client and the files are touched, so a crash does not end this: the next run
 //! goes on. Until it has ended, no other command may touch them.
 
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-
 use tracing::{info, warn};
 
+use super::errors::out_of_time;
 use super::execution::Execution;
-use super::file_progress::untouched;
 use super::queue::QueuedCommand;
 use super::request::{Request, Target};
 use super::results::{ResultBody, finish};
@@ -19,18 +16,24 @@ use crate::model::{CommandError, ErrorCode, InfoHash, OutcomeStatus};
 use crate::port::{LoggedCommand, StoreError};
 
 /// Time for what goes on behind a result, beyond which the torrents are let go on as they are.
-const WIND_UP_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+const WIND_UP_TIMEOUT_MS: u64 = 24 * 3_600_000;
+/// What is said of them then.
+const LET_GO: &str =
+    "what it had begun is not completed, because nobody waits for that after a day, and goes on as it is";
 
 impl Execution<'_> {
     /// Gives the command its result, and then ends with the torrents that it has begun to change.
     pub(super) async fn finish(&self, body: ResultBody) -> Result<(), StoreError> {
         let is_done = self.progress().begun.is_empty();
         let body = if !is_done && body.status == OutcomeStatus::Expired { self.interrupted() } else { body };
-        if is_done && self.was_begun.load(Ordering::Relaxed) {
+        if !is_done {
+            self.answer(body).await?;
+            return self.wind_up().await;
+        }
+        if self.may_begin() {
             self.note_begun(Vec::new()).await?;
         }
-        self.answer(body).await?;
-        if is_done { Ok(()) } else { self.wind_up().await }
+        self.answer(body).await
     }
 
     /// Gives the command its result.
@@ -50,17 +53,15 @@ impl Execution<'_> {
             let (server, id) = (&parts.server, &command.id);
             warn!(%server, %id, torrents = ?begun, "command goes on behind its result");
             queue.set_matched(id, &begun);
-            let now = parts.common.clock.now();
-            let timeout_ms = u64::try_from(WIND_UP_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
-            let is_old = now > command.expires_at.plus_millis(timeout_ms);
-            let expires_at = now.plus_millis(timeout_ms);
-            let command = LoggedCommand { expires_at, is_started: true, begun: begun.clone(), ..(*command).clone() };
+            let expires_at = parts.common.clock.now().plus_millis(WIND_UP_TIMEOUT_MS);
+            let logged = (*command).clone();
+            let command =
+                LoggedCommand { expires_at, is_started: true, is_answered: true, begun: begun.clone(), ..logged };
             let request = Request { target: Target::Torrents(begun.clone()), if_status: None, ..(*request).clone() };
             let queued = QueuedCommand::new(command, request, queued.sender.clone());
-            let mut again = Execution::new(parts, queue, turns, &queued);
-            again.winds_up = true;
-            let body = match is_old {
-                true => ResultBody::failed(untouched()),
+            let again = Execution::new(parts, queue, turns, &queued);
+            let body = match self.is_old() {
+                true => ResultBody::failed(out_of_time(LET_GO)),
                 false => Box::pin(again.execute_or_panic()).await?,
             };
             again.note_end(&body);
@@ -85,22 +86,28 @@ impl Execution<'_> {
 
     /// The result of a command that a crash has interrupted, and whose time is over since.
     pub(super) fn interrupted(&self) -> ResultBody {
-        let goes_on = if self.command.begun.is_empty() {
-            ""
-        } else {
-            "; what it had begun to move or to delete is completed now, and what it had not touched goes on as before"
+        let goes_on = match () {
+            () if self.command.begun.is_empty() => "it is not known what was done",
+            () if self.is_old() => LET_GO,
+            () => {
+                "what it had begun to move or to delete is completed now, and what it had not touched goes on as before"
+            }
         };
         let message = format!(
-            "the bridge was interrupted while the client was asked, and its time to live is over since{goes_on}"
+            "the bridge was interrupted while the client was asked, and its time to live is over since; {goes_on}"
         );
         ResultBody::failed(CommandError::new(ErrorCode::Unconfirmed, message))
+    }
+
+    /// Whether what it has begun is too long ago to be completed.
+    fn is_old(&self) -> bool {
+        self.parts.common.clock.now() > self.command.expires_at.plus_millis(WIND_UP_TIMEOUT_MS)
     }
 
     /// Writes down which torrents it has begun to change.
     pub(super) async fn note_begun(&self, begun: Vec<InfoHash>) -> Result<(), StoreError> {
         let (server, id) = (self.command.server.as_ref(), &self.command.id);
         self.queue.set_begun(id, &begun);
-        self.was_begun.store(!begun.is_empty(), Ordering::Relaxed);
         retry_while_full("a command", || self.parts.common.store.set_begun(server, id, begun.clone())).await
     }
 }

@@ -165,7 +165,7 @@ async fn a_move_whose_check_has_no_answer_ends_as_it_should() {
 }
 
 /// A torrent whose check takes seconds: its pieces are the zeros of a sparse file.
-async fn load_large(world: &World) -> InfoHash {
+pub async fn load_large(world: &World) -> InfoHash {
     const PIECE: usize = 64 << 10;
     const PIECES: usize = 65_536;
     let piece: [u8; 20] = sha1::Sha1::digest([0; PIECE]).into();

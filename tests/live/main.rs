@@ -33,6 +33,7 @@ mod labels;
 mod large_texts;
 mod library;
 mod links;
+mod long_checks;
 mod lost_answers;
 mod magnets;
 mod memory;

@@ -335,14 +335,8 @@ impl Run {
                         && effects_of(verb).contains(&kind)
                 }
                 None => {
-                    let of_torrent = |one: &InfoHash| one.to_string() == hash;
-                    // What was asked for without an answer may happen when its command has ended. And a check that takes
-                    // long ends after its command; then a torrent that was paused is paused again.
-                    let is_late = failed.iter().any(of_torrent)
-                        || kind == "paused"
-                            && self.sent.values().any(|sent| {
-                                matches!(sent.verb, "recheck" | "move") && sent.hash.as_ref().is_some_and(of_torrent)
-                            });
+                    // What was asked for without an answer may happen when its command has ended.
+                    let is_late = failed.iter().any(|one| one.to_string() == hash);
                     event["cause"] == "observed" && (is_late || !changes(kind))
                 }
             };
@@ -369,7 +363,7 @@ fn effects_of(verb: &str) -> &'static [&'static str] {
         "add" => &["added", "moved", "label_changed", "priority_changed", "checking", "checked", "started"],
         "label" => &["label_changed"],
         "priority" => &["priority_changed"],
-        "recheck" => &["checking", "checked", "resumed", "paused", "finished", "unfinished"],
+        "recheck" => &["checking", "checked", "resumed", "paused", "stopped", "unfinished", "error"],
         "move" => {
             &["moved", "stopped", "started", "paused", "resumed", "checking", "checked", "unstalled", "unfinished"]
         }

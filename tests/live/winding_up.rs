@@ -1,6 +1,6 @@
 //! Commands that have begun to move or delete torrents when the bridge is killed: the next run goes on, also behind a result.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dtorrent_peers::InfoHash;
@@ -22,21 +22,28 @@ fn content() -> Content {
 
 /// Starts everything, with a web server in front of rTorrent that loses answers.
 async fn behind_faults(content: &Content) -> (World, FaultyServer) {
+    behind_delays(content, "1s", Duration::from_millis(1500)).await
+}
+
+/// The same, with a time in which rTorrent has to answer, and the delay of what is delayed.
+async fn behind_delays(content: &Content, timeout: &str, delay: Duration) -> (World, FaultyServer) {
     let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
-    let (server, sink) = ("timeout = \"1s\"".to_owned(), "commands = [\"*\"]".to_owned());
+    let (server, sink) = (format!("timeout = \"{timeout}\""), "commands = [\"*\"]".to_owned());
     let mut world = World::new(Setup { rtorrent, server, sink, ..Setup::default() }).await;
     content.write_to(&world.home.downloads).unwrap();
     world.home.load(&content.torrent, true).await.unwrap();
     world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
     let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
-    let server = FaultyServer::to(address, Duration::from_secs(1), 1).await;
+    let server = FaultyServer::to(address, delay * 2 / 3, 1).await;
     world.start_bridge_for(&[("home", &server.url())]).await;
     (world, server)
 }
 
 async fn send(world: &World, hash: InfoHash, verb: &str, mut body: Value) {
     body["id"] = json!("begun");
-    body["ttl"] = json!("1s");
+    if body["ttl"].is_null() {
+        body["ttl"] = json!("1s");
+    }
     world.recorder.send(Command::new(&format!("dtorrent/home/torrent/{hash}/command/{verb}"), body.to_string())).await;
 }
 
@@ -55,10 +62,13 @@ async fn assert_moved(world: &World, content: &Content, from: &Path, to: &Path) 
     world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
     assert_eq!(world.home.get(content.hash, "d.complete").await.unwrap(), "1");
     assert!(Path::new(&world.home.get(content.hash, "d.directory").await.unwrap()).starts_with(to));
-    let hash = content.hash.to_rpc();
-    let held =
-        world.home.rpc.call("d.custom", &[Argument::Text(&hash), Argument::Text("dtorrent_held")]).await.unwrap();
-    assert_eq!(held, [""]);
+    assert_eq!(held(world, content.hash).await, "");
+}
+
+/// Returns how a held torrent was before; empty if it is not held.
+async fn held(world: &World, hash: InfoHash) -> String {
+    let arguments = [Argument::Text(&hash.to_rpc()), Argument::Text("dtorrent_held")];
+    world.home.rpc.call("d.custom", &arguments).await.unwrap().remove(0)
 }
 
 #[tokio::test]
@@ -127,20 +137,28 @@ async fn a_delete_that_had_only_held_the_torrent_deletes_nothing_in_the_next_run
     assert_moved(&world, &content, &downloads.join("elsewhere"), &downloads).await;
 }
 
-#[tokio::test]
-async fn a_move_that_was_killed_while_it_copied_is_completed_also_after_its_time_to_live() {
-    if !can_run() {
-        return;
-    }
-    let content = content();
-    let mut world = World::seeding(Setup::default(), [&content]).await;
-    let (old, disk_folder) = (world.home.downloads.clone(), world.home.downloads.join("disk"));
-    let Some(disk) = FailingDisk::mount(&world.folder.join("image"), &disk_folder) else { return };
-    let new = disk_folder.join("new");
+/// Moves content whose disk freezes, or the disk that it is moved to, and kills the bridge meanwhile; returns the old and the
+/// new place.
+async fn moved_and_killed(content: &Content, freezes_old: bool) -> Option<(World, FailingDisk, PathBuf, PathBuf)> {
+    let mut world = World::new(Setup::default()).await;
+    let disk_folder = world.home.downloads.join("disk");
+    let disk = FailingDisk::mount(&world.folder.join("image"), &disk_folder)?;
+    let (old, new) = match freezes_old {
+        true => (disk_folder.join("old"), world.home.downloads.join("new")),
+        false => (world.home.downloads.clone(), disk_folder.join("new")),
+    };
+    content.write_to(&old).unwrap();
+    world.home.load_into(&content.torrent, true, Some(&old)).await.unwrap();
+    world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
+    world.start_bridge().await;
     disk.freeze();
     send(&world, content.hash, "move", json!({"directory": new, "data": true})).await;
     world.database().until("the move has begun", |database| database.begun_commands() == 1).await;
     world.home.wait_for(content.hash, "d.is_open", "0").await.unwrap();
+    if freezes_old {
+        let is_copied = |_: &_| new.join("folder/sub/b").is_file();
+        world.database().until("the content is copied", is_copied).await;
+    }
     // The kernel ends a process that waits for a disk when the disk goes on.
     let pid = world.bridge().process().pid().to_string();
     assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success());
@@ -149,9 +167,29 @@ async fn a_move_that_was_killed_while_it_copied_is_completed_also_after_its_time
     world.bridge().restart();
     let result = world.recorder.result_within(PATIENCE, "begun").await;
     assert_eq!(error_code(&result), "unconfirmed", "{result}");
-    assert!(result.to_string().contains("is completed now"), "{result}");
+    assert!(result.to_string().contains("is completed now, and what it had not touched goes on as before"), "{result}");
     world.database().until("the command has ended", |database| database.begun_commands() == 0).await;
+    Some((world, disk, old, new))
+}
+
+#[tokio::test]
+async fn a_move_that_was_killed_while_files_were_at_both_places_is_completed_also_after_its_time_to_live() {
+    if !can_run() {
+        return;
+    }
+    let content = content();
+    let Some((world, _disk, old, new)) = moved_and_killed(&content, true).await else { return };
     assert_moved(&world, &content, &old, &new).await;
+}
+
+#[tokio::test]
+async fn a_move_that_was_killed_before_the_first_file_was_copied_is_not_begun_again_after_its_time_to_live() {
+    if !can_run() {
+        return;
+    }
+    let content = content();
+    let Some((world, _disk, old, new)) = moved_and_killed(&content, false).await else { return };
+    assert_moved(&world, &content, &new, &old).await;
 }
 
 #[tokio::test]
@@ -184,4 +222,121 @@ async fn a_file_of_somebody_else_is_not_taken_for_a_copy_after_a_kill_that_came_
     assert_eq!(std::fs::read(old.join("other/a")).unwrap(), contents[1].files[0].1);
     assert_eq!(std::fs::read(new.join("other/a")).unwrap(), [7; 50_000]);
     world.home.wait_for(contents[1].hash, "d.is_active", "1").await.unwrap();
+}
+
+/// Begins a command, and kills the bridge when the torrent is held and nothing else is done.
+async fn held_and_killed(verb: &str, body: Value) -> (World, FaultyServer, Content) {
+    let content = content();
+    let (mut world, server) = behind_faults(&content).await;
+    server.fail_next("d.close", Fault::SwallowAnswer, 1);
+    send(&world, content.hash, verb, body).await;
+    server.wait_for(Fault::SwallowAnswer, 1).await;
+    world.bridge().process().kill().unwrap();
+    world.home.wait_for(content.hash, "d.is_open", "0").await.unwrap();
+    assert_eq!(world.database().begun_commands(), 1);
+    (world, server, content)
+}
+
+#[tokio::test]
+async fn what_a_client_answers_behind_a_result_that_says_untouched_begins_nothing() {
+    if !can_run() {
+        return;
+    }
+    let content = content();
+    let (mut world, server) = behind_delays(&content, "60s", Duration::from_secs(30)).await;
+    // Where the files are is known only when the result is out.
+    server.fail_next("f.multicall", Fault::DelayAnswer, 1);
+    send(&world, content.hash, "delete", json!({"data": true})).await;
+    let result = world.recorder.result_within(PATIENCE, "begun").await;
+    assert!(result.to_string().contains("the files are untouched, and the torrent goes on as before"), "{result}");
+    server.fail_next("d.close", Fault::SwallowAnswer, 1);
+    world.bridge().wait_for_log("command ended after its result").await;
+    // A kill would leave it held otherwise, and the next run knows nothing of the data any more.
+    assert_eq!(server.count(Fault::SwallowAnswer), 0, "it is held behind the result");
+    let downloads = world.home.downloads.clone();
+    assert_moved(&world, &content, &downloads.join("elsewhere"), &downloads).await;
+}
+
+#[tokio::test]
+async fn a_torrent_whose_command_fails_in_the_next_run_is_not_left_held() {
+    if !can_run() {
+        return;
+    }
+    let (mut world, server, content) = held_and_killed("delete", json!({"data": true, "ttl": "60s"})).await;
+    let downloads = world.home.downloads.clone();
+    // Its content is outside the roots now.
+    world.home.downloads = downloads.join("elsewhere");
+    std::fs::create_dir(&world.home.downloads).unwrap();
+    world.start_bridge_for(&[("home", &server.url())]).await;
+    let result = world.recorder.result("begun").await;
+    assert_eq!(error_code(&result), "forbidden", "{result}");
+    world.database().until("the command has ended", |database| database.begun_commands() == 0).await;
+    assert_moved(&world, &content, &downloads.join("elsewhere"), &downloads).await;
+}
+
+#[tokio::test]
+async fn a_command_for_torrents_that_run_goes_on_with_one_that_it_has_held_itself() {
+    if !can_run() {
+        return;
+    }
+    let body = json!({"data": true, "ttl": "60s", "if_status": ["seeding"]});
+    let (mut world, _server, content) = held_and_killed("delete", body).await;
+    world.bridge().restart();
+    let result = world.recorder.result("begun").await;
+    assert_eq!(result["status"], "ok", "{result}");
+    assert!(world.home.hashes().await.unwrap().is_empty());
+    assert!(!world.home.downloads.join(content.name).try_exists().unwrap());
+}
+
+#[tokio::test]
+async fn what_a_server_that_is_gone_from_the_config_had_begun_is_named_and_forgotten() {
+    if !can_run() {
+        return;
+    }
+    let (mut world, server, content) = held_and_killed("delete", json!({"data": true, "ttl": "60s"})).await;
+    world.start_bridge_for(&[("other", &server.url())]).await;
+    let result = world.recorder.result("begun").await;
+    assert_eq!(error_code(&result), "unknown_server", "{result}");
+    world.database().until("the command has ended", |database| database.begun_commands() == 0).await;
+    let log = world.bridge().log();
+    let line = log.lines().find(|line| line.contains("torrent was being moved or deleted")).expect("it is named");
+    assert!(line.contains(&content.hash.to_string()), "{line}");
+    assert!(world.home.downloads.join(content.name).is_dir());
+}
+
+#[tokio::test]
+async fn what_was_begun_longer_than_a_day_ago_is_let_go_on_and_not_completed() {
+    if !can_run() {
+        return;
+    }
+    let (mut world, _server, content) = held_and_killed("delete", json!({"data": true, "ttl": "60s"})).await;
+    let downloads = world.home.downloads.clone();
+    // As if a part of it had been deleted by then.
+    std::fs::remove_file(downloads.join("folder/a")).unwrap();
+    world.database().age_commands(Duration::from_secs(25 * 3600));
+    world.bridge().restart();
+    let result = world.recorder.result("begun").await;
+    assert_eq!(error_code(&result), "unconfirmed", "{result}");
+    assert!(result.to_string().contains("what it had begun is not completed"), "{result}");
+    world.database().until("the command has ended", |database| database.begun_commands() == 0).await;
+    assert_eq!(held(&world, content.hash).await, "");
+    assert!(downloads.join("folder/sub/b").is_file());
+}
+
+#[tokio::test]
+async fn a_client_that_is_away_until_the_end_is_no_expiry_of_what_was_begun() {
+    if !can_run() {
+        return;
+    }
+    let (mut world, _server, content) = held_and_killed("delete", json!({"data": true, "ttl": "10s"})).await;
+    std::fs::remove_file(world.home.downloads.join("folder/a")).unwrap();
+    world.home.process().pause().unwrap();
+    world.bridge().restart();
+    let result = world.recorder.result_within(PATIENCE, "begun").await;
+    assert_eq!(error_code(&result), "unconfirmed", "{result}");
+    assert!(result.to_string().contains("is completed now"), "{result}");
+    world.home.process().unpause().unwrap();
+    world.database().until("the command has ended", |database| database.begun_commands() == 0).await;
+    assert!(world.home.hashes().await.unwrap().is_empty());
+    assert!(!world.home.downloads.join(content.name).try_exists().unwrap());
 }

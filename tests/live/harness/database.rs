@@ -86,6 +86,13 @@ impl StateDatabase {
         Connection::open(&self.file).unwrap().execute(sql, (sink, body)).unwrap();
     }
 
+    /// Makes all commands older. The bridge must not run.
+    pub fn age_commands(&self, by: Duration) {
+        let by = i64::try_from(by.as_millis()).unwrap();
+        let sql = "UPDATE commands SET received_at = received_at - ?1, expires_at = expires_at - ?1";
+        Connection::open(&self.file).unwrap().execute(sql, [by]).unwrap();
+    }
+
     /// Waits until a condition on the state holds.
     pub async fn until(&self, what: &str, mut is_so: impl FnMut(&Self) -> bool) {
         let deadline = Instant::now() + TIMEOUT;
