@@ -200,6 +200,40 @@ async fn a_method_whose_answer_was_lost_is_unconfirmed_and_not_called_again() {
 }
 
 #[tokio::test]
+async fn a_torrent_that_runs_goes_on_after_a_move_whose_answers_are_lost() {
+    if !can_run() {
+        return;
+    }
+    let cases = [
+        (false, "d.start", Fault::CutAnswer),
+        (false, "d.start", Fault::SwallowAnswer),
+        (false, "d.start", Fault::GatewayTimeoutAfter),
+        (false, "d.directory.set", Fault::CutAnswer),
+        (true, "d.start", Fault::CutAnswer),
+        (true, "d.directory.set", Fault::SwallowAnswer),
+    ];
+    let contents: Vec<Content> =
+        (0..cases.len() as u64).map(|number| Content::file(&format!("moved-{number}"), 50_000, number)).collect();
+    let loaded: Vec<(&Content, bool)> = contents.iter().map(|content| (content, true)).collect();
+    let (world, server) = behind_faults(&loaded, 0).await;
+    for (number, (content, (data, method, fault))) in contents.iter().zip(cases).enumerate() {
+        server.fail_next(method, fault, 1);
+        let body = json!({"directory": world.home.downloads.join(number.to_string()), "data": data});
+        let result = world.recorder.command(&of_torrent(content.hash, "move"), body).await;
+        assert_eq!(result["status"], "ok", "{data} {method} {fault:?}: {result}");
+        server.fail_next(method, fault, 0);
+    }
+    assert_eq!(server.counts().values().sum::<usize>(), cases.len(), "a fault did not happen");
+    // Longer than a pause is put off that would be one announce too many.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    for (content, case) in contents.iter().zip(cases) {
+        assert_eq!(world.home.get(content.hash, "d.is_active").await.unwrap(), "1", "{case:?}");
+        let held = [Argument::Text(&content.hash.to_rpc()), Argument::Text("dtorrent_held")];
+        assert_eq!(world.home.rpc.call("d.custom", &held).await.unwrap(), [""], "{case:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_kills_rtorrent_is_asked_twice_and_not_in_a_loop() {
     if !can_run() {
         return;

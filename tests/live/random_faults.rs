@@ -364,9 +364,18 @@ fn effects_of(verb: &str) -> &'static [&'static str] {
         "label" => &["label_changed"],
         "priority" => &["priority_changed"],
         "recheck" => &["checking", "checked", "resumed", "paused", "stopped", "unfinished", "error"],
-        "move" => {
-            &["moved", "stopped", "started", "paused", "resumed", "checking", "checked", "unstalled", "unfinished"]
-        }
+        "move" => &[
+            "moved",
+            "stopped",
+            "started",
+            "paused",
+            "resumed",
+            "checking",
+            "checked",
+            "unstalled",
+            "unfinished",
+            "error",
+        ],
         "throttle" => &["paused", "resumed"],
         "file_priority" => &["finished", "unfinished"],
         _ => &[],

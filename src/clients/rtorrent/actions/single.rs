@@ -236,12 +236,12 @@ impl<'a> SingleAction<'a> {
         }
         if problem.is_none() {
             // After the directory was seen to be right: a crash before this lets the command be repeated.
-            self.release().await?;
+            self.let_go(was).await?;
             if was == "running" {
                 problem = self.run_problem().await?;
             }
         }
-        let Some(problem) = problem else { return Ok(Applied::Seen) };
+        let Some(problem) = problem else { return self.forget_hold().await };
         let reason = format!("rTorrent cannot use {directory} for its content: {problem}");
         match self.take_back(home, was).await {
             Ok(()) => {
@@ -364,20 +364,34 @@ impl<'a> SingleAction<'a> {
         if was.is_empty() && text(1).is_empty() {
             return Ok(Applied::Seen);
         }
-        let forget = |key| self.call("d.custom.set").text(key).text("");
-        let mut calls = vec![forget(HELD_KEY), forget(HOME_KEY), self.call("d.save_full_session")];
-        if !matches!(was, "" | "stopped") {
-            self.client.state().actions.announces.record(self.hash, Instant::now());
-            // Not `d.resume`, which leaves a stopped torrent active with the state of a stopped one.
-            calls.insert(0, self.call("d.start"));
-        }
-        current.access.call_torrent(self.hash, &calls).await?;
         drop(current);
+        self.let_go(was).await?;
+        self.forget_hold().await
+    }
+
+    /// Has a held torrent do what it did before.
+    async fn let_go(&self, was: &str) -> Result<(), ClientError> {
+        if matches!(was, "" | "stopped") {
+            return Ok(());
+        }
+        let CurrentTorrent { access, .. } = self.read().await?;
+        self.client.state().actions.announces.record(self.hash, Instant::now());
+        // Not `d.resume`, which leaves a stopped torrent active with the state of a stopped one.
+        access.call_torrent(self.hash, &[self.call("d.start")]).await?;
+        drop(access);
         if was == "paused" {
             self.client.state().actions.pause_after_check.insert(self.hash);
             self.pause_when_checked().await?;
         }
-        Ok(Applied::Seen)
+        Ok(())
+    }
+
+    /// Forgets how the torrent was before it was held: only when it is so again. Until then it looks like another one, for
+    /// which an action that is repeated must not take it.
+    async fn forget_hold(&self) -> Outcome {
+        let forget = |key| self.call("d.custom.set").text(key).text("");
+        let calls = [forget(HELD_KEY), forget(HOME_KEY), self.call("d.save_full_session")];
+        self.read().await?.access.call_torrent(self.hash, &calls).await.map(|_| Applied::Seen)
     }
 
     /// Puts the torrent into a throttle group, which has limits of its own.
