@@ -359,7 +359,8 @@ fn effects_of(verb: &str) -> &'static [&'static str] {
         "pause" => &["paused", "unstalled"],
         "resume" | "start" => &["started", "resumed", "checking", "checked", "error_cleared"],
         "stop" => &["stopped", "unstalled"],
-        "delete" => &["removed", "stopped", "unstalled"],
+        // One that fails lets the torrent go on.
+        "delete" => &["removed", "stopped", "unstalled", "started", "paused", "resumed"],
         "add" => &["added", "moved", "label_changed", "priority_changed", "checking", "checked", "started"],
         "label" => &["label_changed"],
         "priority" => &["priority_changed"],
