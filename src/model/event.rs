@@ -129,11 +129,9 @@ impl Kind {
 
     /// Whether it may come of a check of the data, or because the torrent goes on when the check is over.
     pub(crate) fn may_follow_check(self) -> bool {
-        match self {
-            Self::Checking | Self::Checked | Self::Unfinished | Self::Error | Self::ErrorCleared => true,
-            Self::Started | Self::Resumed | Self::Paused | Self::Stopped => true,
-            _ => false,
-        }
+        let is_of_check =
+            matches!(self, Self::Checking | Self::Checked | Self::Unfinished | Self::Error | Self::ErrorCleared);
+        is_of_check || matches!(self, Self::Started | Self::Resumed | Self::Paused | Self::Stopped)
     }
 }
 

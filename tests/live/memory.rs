@@ -231,7 +231,8 @@ async fn a_message_of_a_broker_without_end_ends_its_connection_and_takes_no_memo
         world.launch_bridge();
         for _ in 0..2 {
             let bytes = tokio::time::timeout(TIMEOUT, taken.recv()).await.expect("the connection ends").unwrap();
-            assert!(bytes < 24 << 20, "{scheme}: {bytes} bytes");
+            // What the kernel holds between the two comes on top of what is read.
+            assert!(bytes < 40 << 20, "{scheme}: {bytes} bytes");
         }
         let peak = world.bridge().peak_bytes();
         assert!(peak < IDLE_BYTES + (48 << 20), "{scheme}: {} MiB", peak >> 20);
