@@ -113,7 +113,8 @@ impl Transport {
         limit: Duration,
         expected: usize,
     ) -> Result<Answer, ClientError> {
-        let mut memory = self.answers.take(expected.min(self.answer_bytes_max())).await;
+        // Half at most: a server that claims any number of torrents, and hangs, leaves the rest to others.
+        let mut memory = self.answers.take(expected.min(self.answer_bytes_max() / 2)).await;
         let deadline = Instant::now() + limit;
         let exchange = async {
             match &self.route {
@@ -494,6 +495,19 @@ mod tests {
         });
         assert!(matches!(result, Err(ClientError::Timeout { limit: said }) if said == limit));
         assert!(read > 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_claims_any_number_of_torrents_and_hangs_leaves_half_of_the_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let _hanging = tokio::net::UnixListener::bind(&path).unwrap();
+        let transport = Transport { route: Route::Unix(path), ..transport() };
+        let claimed = transport.exchange(WireFormat::Xml, b"?", Duration::from_secs(60), usize::MAX);
+        let mut claimed = std::pin::pin!(claimed);
+        assert!(tokio::time::timeout(Duration::from_secs(1), &mut claimed).await.is_err());
+        let others = transport.answers.take(transport.answer_bytes_max() / 2);
+        assert!(tokio::time::timeout(Duration::from_secs(1), others).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
