@@ -135,17 +135,26 @@ impl EventLoop {
     async fn handshake(&mut self) -> Result<ConnAck, ConnectionError> {
         let hello = std::mem::replace(&mut self.hello, Err(ConnectionError::other("already connected")))?;
         let stream = stream::open(&self.url, self.tls.as_ref()).await.map_err(ConnectionError::before_connect)?;
+        self.greet(hello, stream).await
+    }
+
+    /// Sends CONNECT, and waits for CONNACK.
+    async fn greet(&mut self, mut hello: BytesMut, stream: Box<dyn ByteStream>) -> Result<ConnAck, ConnectionError> {
         let (mut reader, mut writer) = tokio::io::split(stream);
-        writer.write_all(&hello).await.map_err(|error| error::from_io(&error))?;
-        writer.flush().await.map_err(|error| error::from_io(&error))?;
+        // A broker that lets nobody in may say so and close the connection, whatever we have to say.
+        self.write_error = write(&mut writer, &mut hello).await.err().map(|error| error::from_io(&error));
         let connack = loop {
             match self.decode()? {
                 Some(Incoming::ConnAck(connack)) => break connack,
                 Some(_) => return Err(ConnectionError::new(ErrorKind::Unreadable, error::UNREADABLE)),
                 None => {}
             }
-            if reader.read_buf(&mut self.input).await.map_err(|error| error::from_io(&error))? == 0 {
-                return Err(error::closed());
+            match &self.write_error {
+                Some(error) => read_last_words(&mut reader, &mut self.input, error).await?,
+                None if reader.read_buf(&mut self.input).await.map_err(|error| error::from_io(&error))? == 0 => {
+                    return Err(error::closed());
+                }
+                None => {}
             }
         };
         // 0 switches it off (MQTT 5 §3.2.2.3.14) and a broker may grant hours, but a connection that is dead without a FIN is to be
@@ -198,8 +207,7 @@ impl EventLoop {
             return Err(ConnectionError::other("not connected"));
         };
         if let Some(error) = &self.write_error {
-            let read = timeout(LAST_WORDS_TIMEOUT, reader.read_buf(&mut self.input)).await;
-            return if matches!(read, Ok(Ok(1..))) { Ok(()) } else { Err(error.clone()) };
+            return read_last_words(reader, &mut self.input, error).await;
         }
         let can_take = !self.needs_write && self.ids.has_room();
         self.input.reserve(READ_BYTES);
@@ -346,6 +354,17 @@ impl EventLoop {
     }
 }
 
+/// Reads what the broker sent before nothing could be written any more because of `error`, which is returned when that is
+/// all. Cancel-safe.
+async fn read_last_words(
+    reader: &mut ReadHalf<Box<dyn ByteStream>>,
+    input: &mut BytesMut,
+    error: &ConnectionError,
+) -> Result<(), ConnectionError> {
+    let read = timeout(LAST_WORDS_TIMEOUT, reader.read_buf(input)).await;
+    if matches!(read, Ok(Ok(1..))) { Ok(()) } else { Err(error.clone()) }
+}
+
 /// Writes everything. Cancel-safe: what was written is no longer in `output`.
 async fn write(writer: &mut WriteHalf<Box<dyn ByteStream>>, output: &mut BytesMut) -> std::io::Result<()> {
     while !output.is_empty() {
@@ -401,6 +420,8 @@ mod tests {
     use std::net::TcpListener;
 
     use bytes::Bytes;
+    use tokio::io::Interest;
+    use tokio::net::TcpStream;
 
     use super::super::super::demands::Demands;
     use super::super::super::message::Message;
@@ -434,6 +455,38 @@ mod tests {
                 }
             };
             assert_eq!(error.reason, error::TAKEN_OVER);
+        }
+    }
+    /// Returns the error of a handshake with a broker that says this, and has reset the connection before CONNECT is written.
+    async fn refused(protocol: Protocol, said: &[u8]) -> ConnectionError {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut broker, _) = listener.accept().unwrap();
+        // What is unread there makes the end of the connection a reset.
+        stream.write_all(b"x").await.unwrap();
+        broker.peek(&mut [0]).unwrap();
+        broker.write_all(said).unwrap();
+        drop(broker);
+        stream.ready(Interest::ERROR).await.unwrap();
+        let options = ConnectOptions::new(&Demands::all(protocol), "us".to_owned(), 10);
+        let (_client, mut events) = open(&Settings::of_tests("mqtt://127.0.0.1:1"), None, &options);
+        events.greet(BytesMut::from("CONNECT"), Box::new(stream)).await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn what_a_broker_said_in_place_of_connack_is_the_error_though_connect_was_not_written() {
+        let http = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n400 Bad Request";
+        for (protocol, said, kind, reason) in [
+            (Protocol::V5, &[0x20, 0x03, 0x00, 0x86, 0x00][..], ErrorKind::Other, error::BAD_PASSWORD),
+            (Protocol::V5, &[0x20, 0x03, 0x00, 0x84, 0x00], ErrorKind::VersionRefused, ""),
+            (Protocol::V311, &[0x20, 0x02, 0x00, 0x05], ErrorKind::Other, error::NOT_AUTHORIZED),
+            (Protocol::V5, http, ErrorKind::Unreadable, error::UNREADABLE),
+            (Protocol::V311, http, ErrorKind::Unreadable, error::UNREADABLE),
+            (Protocol::V5, b"", ErrorKind::Closed, error::CLOSED),
+        ] {
+            let error = refused(protocol, said).await;
+            assert_eq!(error.kind, kind, "{said:?}: {error:?}");
+            assert!(error.reason.contains(reason), "{said:?}: {error:?}");
         }
     }
 }
