@@ -271,6 +271,10 @@ async fn torrents_whose_turn_does_not_come_within_the_ttl_of_their_move_stay_as_
     let contents: Vec<Content> = (0..40).map(|n| Content::file(&format!("{n}.iso"), 20_000, n)).collect();
     let world = World::seeding(Setup::default(), &contents).await;
     let new = world.home.downloads.join("new");
+    // What is at the new place of the last one would be refused, and is not looked at when its turn comes too late.
+    let last = contents.last().unwrap();
+    std::fs::create_dir(&new).unwrap();
+    std::fs::write(new.join(&last.name), b"another size").unwrap();
     let hashes: Vec<InfoHash> = contents.iter().map(|content| content.hash).collect();
     let body = json!({"hashes": hashes, "directory": new, "ttl": "1s"});
     let result = world.recorder.command("home/command/move", body).await;
@@ -281,6 +285,7 @@ async fn torrents_whose_turn_does_not_come_within_the_ttl_of_their_move_stay_as_
         let hash = row["hash"].as_str().unwrap().parse().unwrap();
         if row["status"] == "ok" {
             assert_empty(&world, hash, &new, "1", "1").await;
+            assert_ne!(hash, last.hash, "{row}");
             continue;
         }
         assert_eq!(
