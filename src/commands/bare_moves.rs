@@ -191,7 +191,8 @@ impl Execution<'_> {
         }
         let before = std::mem::replace(&mut content.directory, place);
         let roots = self.parts.sources.roots.clone();
-        let may_overwrite = torrent.status != Status::Stopped;
+        // One that is held already may have run before.
+        let may_overwrite = torrent.status != Status::Stopped || self.command.begun.contains(&hash);
         let is_elsewhere = before != content.directory;
         let check = move || {
             // Without its root this machine sees nothing of the directory; then the client alone can say.

@@ -239,13 +239,18 @@ impl Execution<'_> {
         Ok(blocking(move || FileMove::new(plan, &roots, &to, is_repeated)).await??)
     }
 
-    /// Moves the files back after the client has not taken their new directory; returns the failure to report.
+    /// Moves the files back after the client has not taken their new directory; returns the failure to report, which is
+    /// `unconfirmed` while the files stay at the new place.
     async fn move_back(&self, hash: InfoHash, moving: FileMove, home: String, failure: Failure) -> Failure {
         // Where the client does not answer, it may have taken the directory all the same: the files stay at the place
         // that it was given last, and the torrent is held.
         let is_refused = matches!(&failure, Failure::Command(error) if error.code != ErrorCode::Unconfirmed);
         if !is_refused {
             return failure;
+        }
+        // An attempt without an answer may have let it go on: files that the client has open are not touched.
+        if self.insist(&Action::Hold(hash)).await.is_err() {
+            return unconfirmed().into();
         }
         match blocking(move || moving.undo()).await {
             Ok(Ok(())) => {}

@@ -14,7 +14,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::model::{Action, Cause, ChangeSet, CommandId, Covers, InfoHash, Kind, Listing, Snapshot, Status, Torrent};
+use crate::model::{
+    Action, Cause, ChangeSet, CommandId, Covers, InfoHash, Kind, Listing, Move, Snapshot, Status, Torrent,
+};
 
 /// Time after a check in which a torrent that was paused before is paused again.
 const PAUSE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -43,6 +45,8 @@ struct Pending {
     asked_after_poll: Option<u64>,
     /// `None` once the effect was shown.
     shown: Option<oneshot::Sender<()>>,
+    /// The last poll has shown a check, or what follows one.
+    is_checked: bool,
     /// Once nobody waits for it any more.
     left: Option<Left>,
 }
@@ -60,8 +64,24 @@ impl Pending {
         self.asked_after_poll.is_some() && self.shown.is_some() && self.left.is_none()
     }
 
-    fn explains(&self, kind: Kind) -> bool {
-        self.action.explains(kind) && (self.left.is_none() || kind.may_follow_check())
+    /// Whether it explains an event of this kind; `is_unfinished` says that less than before was found at the same time.
+    fn explains(&self, kind: Kind, is_unfinished: bool) -> bool {
+        // rTorrent stops a torrent of which a check finds less, and gives it an error.
+        if is_unfinished && self.action.may_check() && matches!(kind, Kind::Unfinished | Kind::Stopped | Kind::Error) {
+            return true;
+        }
+        let may_follow_check = match kind {
+            Kind::Paused => self.was_paused,
+            Kind::Checking | Kind::Checked | Kind::ErrorCleared | Kind::Started | Kind::Resumed => true,
+            _ => false,
+        };
+        self.action.explains(kind) && (self.left.is_none() || may_follow_check)
+    }
+
+    /// Whether a torrent is being checked, or does not do yet what it did before.
+    fn is_unsettled(&self, torrent: &Torrent) -> bool {
+        let is_as_before = !self.was_paused || matches!(torrent.status, Status::Paused | Status::Stopped);
+        torrent.status == Status::Checking || !is_as_before
     }
 
     /// Whether what is left of it explains no further event; `torrent` is what `poll` has shown.
@@ -73,9 +93,7 @@ impl Pending {
             return false;
         }
         let since = *left.checked.get_or_insert_with(Instant::now);
-        !self.was_paused
-            || matches!(torrent.status, Status::Paused | Status::Stopped)
-            || since.elapsed() >= PAUSE_TIMEOUT
+        since.elapsed() >= PAUSE_TIMEOUT || !self.is_unsettled(torrent)
     }
 }
 
@@ -97,9 +115,15 @@ impl PendingEffects {
         let pending = Pending {
             command: command.clone(),
             action: action.clone().without_source(),
-            was_paused: status == Some(Status::Paused) && matches!(action, Action::Recheck(_) | Action::Move(_)),
+            was_paused: match action {
+                // It is stopped by now if this is a second attempt.
+                Action::Move(Move { was_paused, .. }) => *was_paused,
+                Action::Recheck(_) => status == Some(Status::Paused),
+                _ => false,
+            },
             asked_after_poll: None,
             shown: Some(sender),
+            is_checked: false,
             left: None,
         };
         state.pending.insert(number, pending);
@@ -115,7 +139,14 @@ impl PendingEffects {
 
     /// Names the command as the cause of each event that it explains.
     pub fn attribute(&self, change_set: &mut ChangeSet) {
-        let state = self.state();
+        let mut state = self.state();
+        if change_set.events.iter().any(|event| event.kind == Kind::ServerRestarted) {
+            // What a client does when it starts comes of no command.
+            state.pending.retain(|_, pending| pending.left.is_none());
+        }
+        let of_unfinished = change_set.events.iter().filter(|event| event.kind == Kind::Unfinished);
+        let unfinished: BTreeSet<InfoHash> =
+            of_unfinished.filter_map(|event| Some(event.torrent.as_ref()?.hash)).collect();
         // One pass over the effects: an `add` of thousands has as many of both.
         let mut by_hash: HashMap<InfoHash, Vec<&Pending>> = HashMap::new();
         for pending in state.pending.values() {
@@ -127,7 +158,8 @@ impl PendingEffects {
             // A command that runs explains more than one that has ended.
             let running = of_torrent().filter(|pending| pending.left.is_none());
             let mut all = running.chain(of_torrent().filter(|pending| pending.left.is_some()));
-            if let Some(pending) = all.find(|pending| pending.explains(new_event.kind)) {
+            let is_unfinished = unfinished.contains(&hash);
+            if let Some(pending) = all.find(|pending| pending.explains(new_event.kind, is_unfinished)) {
                 new_event.cause = Cause::Command;
                 new_event.command_id = Some(pending.command.clone());
             }
@@ -141,8 +173,10 @@ impl PendingEffects {
             !pending.is_over(poll, torrent)
         });
         for pending in self.state().pending.values_mut().filter(|pending| pending.left.is_none()) {
+            let hash = pending.action.hash();
+            pending.is_checked = snapshot.get(&hash).is_some_and(|one| pending.is_unsettled(&one.torrent));
             let Pending { action, asked_after_poll, shown, .. } = pending;
-            let (hash, is_delete) = (action.hash(), matches!(action, Action::Delete(_)));
+            let is_delete = matches!(action, Action::Delete(_));
             let seen = listing.torrents.get(&hash);
             let is_later = asked_after_poll.is_some_and(|asked| asked < poll);
             // A quick poll lists only some torrents: absence proves nothing there (I2).
@@ -213,9 +247,9 @@ impl Drop for EffectWaiter<'_> {
         let polls = state.polls;
         let Some(mut pending) = state.pending.remove(&self.number) else { return };
         let hash = pending.action.hash();
-        if pending.asked_after_poll.is_some() && pending.action.may_check() {
-            // Only the last of a torrent is left, so there are never more than torrents.
-            state.pending.retain(|_, other| other.left.is_none() || other.action.hash() != hash);
+        // Only the first of a torrent is left, which has begun the check; so there are never more than torrents.
+        let is_first = !state.pending.values().any(|other| other.left.is_some() && other.action.hash() == hash);
+        if is_first && pending.asked_after_poll.is_some() && pending.is_checked && pending.action.may_check() {
             pending.left = Some(Left { after_poll: polls, checked: None });
             state.pending.insert(self.number, pending);
         }
@@ -255,11 +289,16 @@ mod tests {
 
         /// Polls, and returns the command that explains an event of this kind.
         fn poll(&self, status: Status, kind: Kind) -> Option<String> {
+            self.poll_all(status, &[kind]).remove(0)
+        }
+
+        fn poll_all(&self, status: Status, kinds: &[Kind]) -> Vec<Option<String>> {
+            let event = |kind: &Kind| NewEvent::of_torrent(*kind, Cause::Observed, torrent(status), Changes::new());
             let number = self.0.begin_poll();
             let mut change_set = ChangeSet {
                 server: ServerName::parse("home").unwrap(),
                 time: Timestamp::from_millis(0),
-                events: vec![NewEvent::of_torrent(kind, Cause::Observed, torrent(status), Changes::new())],
+                events: kinds.iter().map(event).collect(),
                 changes: BTreeMap::new(),
                 state: Some(ServerState::default()),
             };
@@ -274,7 +313,7 @@ mod tests {
             // As a listing of changes in which it is not.
             let listing = Listing { covers: Covers::Changed, ..Listing::default() };
             self.0.judge(number, &listing, &[(HASH, one)].into_iter().collect());
-            change_set.events.remove(0).command_id.map(|id| id.to_string())
+            change_set.events.into_iter().map(|event| event.command_id.map(|id| id.to_string())).collect()
         }
 
         fn is_empty(&self) -> bool {
@@ -285,14 +324,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_comes_of_a_check_has_the_command_as_its_cause_until_the_torrent_is_as_before() {
         let polled = Polled::default();
-        drop(polled.expect("one", Action::Recheck(HASH), Status::Paused));
+        let check = polled.expect("one", Action::Recheck(HASH), Status::Paused);
         let one = Some("one".to_owned());
         assert_eq!(polled.poll(Status::Checking, Kind::Checking), one);
-        assert_eq!(polled.poll(Status::Checking, Kind::LabelChanged), None);
+        drop(check);
+        assert_eq!(polled.poll(Status::Checking, Kind::Stopped), None);
+        assert_eq!(polled.poll(Status::Checking, Kind::Error), None);
         // Somebody else's command comes first, and takes its own events alone.
         let label = polled.expect("two", Action::Label(HASH, "x".to_owned()), Status::Checking);
         assert_eq!(polled.poll(Status::Checking, Kind::LabelChanged), Some("two".to_owned()));
         drop(label);
+        // Nothing is to be done for one that is being checked already.
+        drop(polled.expect("three", Action::Recheck(HASH), Status::Checking));
+        let start = polled.expect("four", Action::Start(HASH), Status::Checking);
+        assert_eq!(polled.poll(Status::Checking, Kind::LabelChanged), None);
+        drop(start);
         assert_eq!(polled.poll(Status::Seeding, Kind::Checked), one);
         assert_eq!(polled.poll(Status::Paused, Kind::Paused), one);
         assert_eq!(polled.poll(Status::Seeding, Kind::Resumed), None, "it was as before");
@@ -300,43 +346,66 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn less_than_before_stops_a_torrent_because_of_the_check() {
+        let polled = Polled::default();
+        let start = polled.expect("one", Action::Start(HASH), Status::Stopped);
+        polled.poll(Status::Checking, Kind::Checking);
+        drop(start);
+        let kinds = [Kind::Checked, Kind::Unfinished, Kind::Stopped, Kind::Error, Kind::LabelChanged];
+        let [yes, no] = [Some("one".to_owned()), None];
+        assert_eq!(polled.poll_all(Status::Stopped, &kinds), [&yes, &yes, &yes, &yes, &no].map(Clone::clone));
+        assert!(polled.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_torrent_that_is_not_paused_again_is_not_waited_for_without_an_end() {
         let polled = Polled::default();
-        drop(polled.expect("one", Action::Recheck(HASH), Status::Paused));
+        let check = polled.expect("one", Action::Recheck(HASH), Status::Paused);
         assert!(polled.poll(Status::Checking, Kind::Checking).is_some());
+        drop(check);
         tokio::time::advance(2 * PAUSE_TIMEOUT).await;
         assert!(polled.poll(Status::Seeding, Kind::Checked).is_some());
         tokio::time::advance(PAUSE_TIMEOUT).await;
-        assert!(polled.poll(Status::Seeding, Kind::ErrorCleared).is_none());
+        assert!(polled.poll(Status::Seeding, Kind::LabelChanged).is_none());
         assert!(polled.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_not_asked_for_or_is_at_rest_leaves_nothing() {
+    async fn what_was_not_asked_for_or_is_not_checked_leaves_nothing() {
         let polled = Polled::default();
-        drop(polled.0.expect(&CommandId::parse("one").unwrap(), &Action::Recheck(HASH), None));
-        drop(polled.expect("two", Action::Pause(HASH), Status::Seeding));
+        let not_asked = polled.0.expect(&CommandId::parse("one").unwrap(), &Action::Recheck(HASH), None);
+        polled.poll(Status::Checking, Kind::Checking);
+        drop(not_asked);
+        let paused = polled.expect("two", Action::Pause(HASH), Status::Seeding);
+        polled.poll(Status::Checking, Kind::Checking);
+        drop(paused);
+        let moved = polled.expect("three", Action::Move(Move::new(HASH, "/d")), Status::Seeding);
+        polled.poll(Status::Seeding, Kind::Moved);
+        drop(moved);
         assert!(polled.is_empty());
-        // A poll that began before the end of the command may show the state of before.
-        let waiter = polled.expect("three", Action::Move(Move::new(HASH, "/d")), Status::Seeding);
-        polled.0.begin_poll();
-        drop(waiter);
-        polled.0.judge(1, &Listing::default(), &Snapshot::default());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_poll_that_began_before_the_end_of_a_command_ends_nothing() {
+        let polled = Polled::default();
+        let check = polled.expect("one", Action::Recheck(HASH), Status::Seeding);
+        polled.poll(Status::Checking, Kind::Checking);
+        let running = polled.0.begin_poll();
+        drop(check);
+        polled.0.judge(running, &Listing::default(), &Snapshot::default());
         assert!(!polled.is_empty());
-        assert_eq!(polled.poll(Status::Seeding, Kind::Moved), None, "that is no effect of a check");
-        assert!(polled.is_empty());
+        polled.0.begin_poll();
+        polled.0.judge(running + 1, &Listing::default(), &Snapshot::default());
+        assert!(polled.is_empty(), "the torrent is gone");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_several_commands_for_a_torrent_that_is_checked_the_last_is_left() {
+    async fn what_a_client_does_when_it_starts_comes_of_no_command() {
         let polled = Polled::default();
-        let both = [
-            polled.expect("one", Action::Recheck(HASH), Status::Seeding),
-            polled.expect("two", Action::Start(HASH), Status::Stopped),
-        ];
-        drop(both);
-        assert_eq!(polled.poll(Status::Checking, Kind::Checking), Some("two".to_owned()));
-        assert_eq!(polled.poll(Status::Seeding, Kind::Started), Some("two".to_owned()));
+        let check = polled.expect("one", Action::Recheck(HASH), Status::Seeding);
+        polled.poll(Status::Checking, Kind::Checking);
+        drop(check);
+        assert_eq!(polled.poll_all(Status::Seeding, &[Kind::ServerRestarted, Kind::Checked]), [None, None]);
         assert!(polled.is_empty());
     }
 }

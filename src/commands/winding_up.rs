@@ -6,20 +6,22 @@
 
 use tracing::{info, warn};
 
+use super::common::blocking;
 use super::errors::out_of_time;
 use super::execution::Execution;
+use super::files::FilePlan;
 use super::queue::QueuedCommand;
 use super::request::{Request, Target};
 use super::results::{ResultBody, finish};
 use crate::log_throttle::retry_while_full;
-use crate::model::{CommandError, ErrorCode, InfoHash, OutcomeStatus};
+use crate::model::{CommandError, ErrorCode, InfoHash, Operation, OutcomeStatus};
 use crate::port::{LoggedCommand, StoreError};
 
-/// Time for what goes on behind a result, beyond which the torrents are let go on as they are.
+/// Time for what goes on behind a result, beyond which nothing more is deleted.
 const WIND_UP_TIMEOUT_MS: u64 = 24 * 3_600_000;
-/// What is said of them then.
-const LET_GO: &str =
-    "what it had begun is not completed, because nobody waits for that after a day, and goes on as it is";
+/// What is said then.
+const TOO_OLD: &str = "what it had begun to delete is not completed, because nobody waits for that after a day: a torrent \
+                       whose files are partly gone stays stopped, and others go on as before";
 
 impl Execution<'_> {
     /// Gives the command its result, and then ends with the torrents that it has begun to change.
@@ -45,7 +47,7 @@ impl Execution<'_> {
     /// as before, as far as is known.
     ///
     /// Each step may be repeated, so the command is executed once more for these, with time enough. What fails then is let go
-    /// on, and the log says why; so is what it had not touched yet, and what was begun long ago, which nobody waits for.
+    /// on, and the log says why; so is what it had not touched yet. Nothing is deleted for a command of long ago.
     pub(super) async fn wind_up(&self) -> Result<(), StoreError> {
         let begun = self.progress().begun.clone();
         let Self { parts, queue, turns, command, request, queued, .. } = self;
@@ -61,14 +63,18 @@ impl Execution<'_> {
             let queued = QueuedCommand::new(command, request, queued.sender.clone());
             let again = Execution::new(parts, queue, turns, &queued);
             let body = match self.is_old() {
-                true => ResultBody::failed(out_of_time(LET_GO)),
+                true => ResultBody::failed(out_of_time(TOO_OLD)),
                 false => Box::pin(again.execute_or_panic()).await?,
             };
             again.note_end(&body);
             let is_done =
                 |hash: &InfoHash| body.torrents.iter().any(|row| row.hash == *hash && row.status == OutcomeStatus::Ok);
             for hash in begun.iter().filter(|hash| !is_done(hash)) {
-                again.release(*hash).await;
+                if !self.is_old() || again.is_whole(*hash).await {
+                    again.release(*hash).await;
+                } else {
+                    warn!(%server, %id, %hash, "torrent stays stopped: some of its files are deleted");
+                }
             }
         }
         self.note_begun(Vec::new()).await
@@ -88,7 +94,7 @@ impl Execution<'_> {
     pub(super) fn interrupted(&self) -> ResultBody {
         let goes_on = match () {
             () if self.command.begun.is_empty() => "it is not known what was done",
-            () if self.is_old() => LET_GO,
+            () if self.is_old() => TOO_OLD,
             () => {
                 "what it had begun to move or to delete is completed now, and what it had not touched goes on as before"
             }
@@ -99,9 +105,19 @@ impl Execution<'_> {
         ResultBody::failed(CommandError::new(ErrorCode::Unconfirmed, message))
     }
 
-    /// Whether what it has begun is too long ago to be completed.
+    /// Whether what it has begun to delete is too long ago to be completed. A move loses nothing, however late it is.
     fn is_old(&self) -> bool {
-        self.parts.common.clock.now() > self.command.expires_at.plus_millis(WIND_UP_TIMEOUT_MS)
+        matches!(self.request.operation, Operation::DeleteWithData)
+            && self.parts.common.clock.now() > self.command.expires_at.plus_millis(WIND_UP_TIMEOUT_MS)
+    }
+
+    /// Whether all files of a torrent are where the client has them, as far as can be seen.
+    async fn is_whole(&self, hash: InfoHash) -> bool {
+        self.wait_for_client().await;
+        let Ok((content, _)) = self.content(hash).await else { return false };
+        let roots = self.parts.sources.roots.clone();
+        let found = blocking(move || FilePlan::new(&roots, &content)?.check_complete()).await;
+        matches!(found, Ok(Ok(())))
     }
 
     /// Writes down which torrents it has begun to change.

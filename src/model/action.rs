@@ -151,8 +151,8 @@ impl Action {
     /// Whether an event of this kind is an effect of the action, and so has the command as its cause.
     pub fn explains(&self, kind: Kind) -> bool {
         use Kind::{
-            Added, Checked, Checking, Error, ErrorCleared, Finished, LabelChanged, Moved, Paused, PriorityChanged,
-            Removed, Resumed, Started, Stopped, Unfinished, Unstalled,
+            Added, Checked, Checking, ErrorCleared, Finished, LabelChanged, Moved, Paused, PriorityChanged, Removed,
+            Resumed, Started, Stopped, Unfinished, Unstalled,
         };
         let kinds: &[Kind] = match self {
             // Only a downloading torrent counts as stalled.
@@ -165,14 +165,12 @@ impl Action {
             Self::Add(_) => &[Added, Moved, LabelChanged, PriorityChanged, Checking, Checked, Started],
             Self::Label(..) => &[LabelChanged],
             Self::Priority(..) => &[PriorityChanged],
-            // A re-check un-pauses a torrent for as long as it lasts. rTorrent stops one that was complete and is not any more.
-            Self::Recheck(_) => &[Checking, Checked, Resumed, Paused, Stopped, Unfinished, Error],
+            // A re-check un-pauses a torrent for as long as it lasts.
+            Self::Recheck(_) => &[Checking, Checked, Resumed, Paused],
             Self::Announce(_) | Self::Trackers(..) | Self::Custom(..) => &[],
             // The torrent is closed while its directory is set, and may be checked when it is opened again, or be found to
             // have less there.
-            Self::Move(_) => {
-                &[Moved, Stopped, Started, Paused, Resumed, Checking, Checked, Unstalled, Unfinished, Error]
-            }
+            Self::Move(_) => &[Moved, Stopped, Started, Paused, Resumed, Checking, Checked, Unstalled, Unfinished],
             // rTorrent takes another group only while the torrent is paused.
             Self::Throttle(..) => &[Paused, Resumed],
             // What is left to download, and with it completion, is that of the selected files.

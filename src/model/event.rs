@@ -126,13 +126,6 @@ impl Kind {
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.as_str() == text)
     }
-
-    /// Whether it may come of a check of the data, or because the torrent goes on when the check is over.
-    pub(crate) fn may_follow_check(self) -> bool {
-        let is_of_check =
-            matches!(self, Self::Checking | Self::Checked | Self::Unfinished | Self::Error | Self::ErrorCleared);
-        is_of_check || matches!(self, Self::Started | Self::Resumed | Self::Paused | Self::Stopped)
-    }
 }
 
 /// The reason why an event is emitted now.

@@ -305,7 +305,7 @@ async fn what_a_server_that_is_gone_from_the_config_had_begun_is_named_and_forgo
 }
 
 #[tokio::test]
-async fn what_was_begun_longer_than_a_day_ago_is_let_go_on_and_not_completed() {
+async fn what_was_begun_to_be_deleted_longer_than_a_day_ago_is_not_completed() {
     if !can_run() {
         return;
     }
@@ -317,10 +317,44 @@ async fn what_was_begun_longer_than_a_day_ago_is_let_go_on_and_not_completed() {
     world.bridge().restart();
     let result = world.recorder.result("begun").await;
     assert_eq!(error_code(&result), "unconfirmed", "{result}");
-    assert!(result.to_string().contains("what it had begun is not completed"), "{result}");
+    assert!(result.to_string().contains("what it had begun to delete is not completed"), "{result}");
     world.database().until("the command has ended", |database| database.begun_commands() == 0).await;
-    assert_eq!(held(&world, content.hash).await, "");
+    assert_eq!(world.home.get(content.hash, "d.state").await.unwrap(), "0", "it would be downloaded again");
     assert!(downloads.join("folder/sub/b").is_file());
+    assert!(world.bridge().log().contains("torrent stays stopped: some of its files are deleted"));
+}
+
+#[tokio::test]
+async fn an_old_delete_that_had_only_held_the_torrent_lets_it_go_on() {
+    if !can_run() {
+        return;
+    }
+    let (mut world, _server, content) = held_and_killed("delete", json!({"data": true, "ttl": "60s"})).await;
+    world.database().age_commands(Duration::from_secs(25 * 3600));
+    world.bridge().restart();
+    world.recorder.result("begun").await;
+    world.database().until("the command has ended", |database| database.begun_commands() == 0).await;
+    let downloads = world.home.downloads.clone();
+    assert_moved(&world, &content, &downloads.join("elsewhere"), &downloads).await;
+}
+
+#[tokio::test]
+async fn a_move_whose_last_answers_are_lost_has_its_files_where_the_client_looks_for_them() {
+    if !can_run() {
+        return;
+    }
+    for lost in [1, 2, 3] {
+        let content = content();
+        let (world, server) = behind_faults(&content).await;
+        let (old, new) = (world.home.downloads.clone(), world.home.downloads.join("new"));
+        server.fail_next("d.start", Fault::SwallowAnswer, lost);
+        send(&world, content.hash, "move", json!({"directory": new, "data": true})).await;
+        world.recorder.result_within(PATIENCE, "begun").await;
+        world.database().until("the command has ended", |database| database.begun_commands() == 0).await;
+        let directory = world.home.get(content.hash, "d.directory").await.unwrap();
+        let (here, elsewhere) = if Path::new(&directory).starts_with(&new) { (&new, &old) } else { (&old, &new) };
+        assert_moved(&world, &content, elsewhere, here).await;
+    }
 }
 
 #[tokio::test]

@@ -170,8 +170,9 @@ impl<'a> SingleAction<'a> {
         };
         let stored = current.access.call_torrent(self.hash, &[self.held_state()]).await?;
         let mut all = Vec::new();
-        // A value that is there belongs to a command that was interrupted, and is still true.
-        if stored.first().and_then(Value::str).is_none_or(str::is_empty) {
+        // A value that is there belongs to a command that was interrupted, and is still true, unless somebody has started the
+        // torrent since.
+        if state || stored.first().and_then(Value::str).is_none_or(str::is_empty) {
             all.extend([self.call("d.custom.set").text(HELD_KEY).text(was), self.call("d.save_full_session")]);
         }
         all.extend(calls);
@@ -194,37 +195,25 @@ impl<'a> SingleAction<'a> {
     /// in the new directory as it was, it gets its old one back, and stays held.
     pub(super) async fn relocate(&self, Move { directory, recheck, must_find, .. }: &Move) -> Outcome {
         check_directory(directory)?;
+        let was_let_go = self.was_let_go(directory).await?;
         // What finds its content may wait for its turn when it runs.
-        if *recheck && must_find.is_none() {
+        if *recheck && must_find.is_none() && !was_let_go {
             self.check_may_be_checked().await?;
         }
-        self.hold().await?;
-        let CurrentTorrent { access, .. } = self.read().await?;
-        let stored = [
-            Call::column(self.hash, "d.directory_base", None),
-            Call::column(self.hash, "d.custom", Some(HOME_KEY)),
-            self.held_state(),
-        ];
-        let stored = access.call_torrent(self.hash, &stored).await?;
-        let text = |place: usize| stored.get(place).and_then(Value::str).unwrap_or_default();
-        // An earlier attempt may have set the directory.
-        let home = if is_at_or_below(text(0), directory) && !text(1).is_empty() { text(1) } else { text(0) };
-        let was = text(2);
-        let calls = [
-            self.call("d.custom.set").text(HOME_KEY).text(home),
-            self.call("d.directory.set").text(directory),
-            self.call("d.save_full_session"),
-            Call::column(self.hash, "d.directory", None),
-        ];
-        let values = access.call_torrent(self.hash, &calls).await?;
-        drop(access);
-        let now = values.last().and_then(Value::str).unwrap_or_default();
-        if !is_at_or_below(now, directory) {
-            let message = format!("its directory is {:?} after it was set", printable(now.as_bytes()));
-            return Err(ClientError::Fault { message });
+        if !was_let_go {
+            self.hold().await?;
         }
+        let CurrentTorrent { access, .. } = self.read().await?;
+        let [at, home, was] = self.places(&access).await?;
+        // An earlier attempt may have set the directory.
+        let home = if is_at_or_below(&at, directory) && !home.is_empty() { &home } else { &at };
+        let was = was.as_str();
+        if !was_let_go {
+            self.set_directory(&access, home, directory).await?;
+        }
+        drop(access);
         let mut problem = None;
-        if *recheck {
+        if *recheck && !was_let_go {
             problem = match self.check_held(was, *must_find).await {
                 // Let go on before its turn, it would stop where it finds nothing.
                 Err(busy @ ClientError::Busy { .. }) => {
@@ -249,6 +238,43 @@ impl<'a> SingleAction<'a> {
             }
             Err(error) => Err(ClientError::Fault { message: format!("{reason}; it could not go back: {error}") }),
         }
+    }
+
+    /// Whether an earlier attempt, of which the answer was lost, has set the directory and let the torrent go on: it is not
+    /// held once more then, because by now rTorrent may be checking it, or writing to its files.
+    async fn was_let_go(&self, directory: &str) -> Result<bool, ClientError> {
+        let CurrentTorrent { access, row, .. } = self.read().await?;
+        let [at, home, was] = self.places(&access).await?;
+        let is_begun = !home.is_empty() && matches!(was.as_str(), "running" | "paused");
+        Ok(row.state && is_begun && is_at_or_below(&at, directory))
+    }
+
+    /// Returns where the torrent is, and, while it is moved, where it was and how.
+    async fn places(&self, access: &Access<'_>) -> Result<[String; 3], ClientError> {
+        let calls = [
+            Call::column(self.hash, "d.directory_base", None),
+            Call::column(self.hash, "d.custom", Some(HOME_KEY)),
+            self.held_state(),
+        ];
+        let values = access.call_torrent(self.hash, &calls).await?;
+        let text = |place: usize| values.get(place).and_then(Value::str).unwrap_or_default().to_owned();
+        Ok([text(0), text(1), text(2)])
+    }
+
+    async fn set_directory(&self, access: &Access<'_>, home: &str, directory: &str) -> Result<(), ClientError> {
+        let calls = [
+            self.call("d.custom.set").text(HOME_KEY).text(home),
+            self.call("d.directory.set").text(directory),
+            self.call("d.save_full_session"),
+            Call::column(self.hash, "d.directory", None),
+        ];
+        let values = access.call_torrent(self.hash, &calls).await?;
+        let now = values.last().and_then(Value::str).unwrap_or_default();
+        if is_at_or_below(now, directory) {
+            return Ok(());
+        }
+        let message = format!("its directory is {:?} after it was set", printable(now.as_bytes()));
+        Err(ClientError::Fault { message })
     }
 
     /// Checks that rTorrent would check this torrent at once. One that is complete and runs would be held until its turn
@@ -356,16 +382,13 @@ impl<'a> SingleAction<'a> {
 
     /// Lets the torrent go on as it was when it was held; does nothing for one that is not held.
     pub(super) async fn release(&self) -> Outcome {
-        let current = self.read().await?;
-        let stored = [self.held_state(), Call::column(self.hash, "d.custom", Some(HOME_KEY))];
-        let stored = current.access.call_torrent(self.hash, &stored).await?;
-        let text = |place: usize| stored.get(place).and_then(Value::str).unwrap_or_default();
-        let was = text(0);
-        if was.is_empty() && text(1).is_empty() {
+        let CurrentTorrent { access, .. } = self.read().await?;
+        let [_, home, was] = self.places(&access).await?;
+        drop(access);
+        if was.is_empty() && home.is_empty() {
             return Ok(Applied::Seen);
         }
-        drop(current);
-        self.let_go(was).await?;
+        self.let_go(&was).await?;
         self.forget_hold().await
     }
 
