@@ -123,6 +123,7 @@ const CLOSED: &[&str] = &[
     "port::LoggedCommand",
     "port::LoggedResult",
     "port::Recorded",
+    "port::RefusedFilter",
     "port::ResultBacklog",
     "port::RetainedScan",
     "port::SinkProgress",

@@ -19,7 +19,7 @@ use crate::http::{
     self, CommandReply, ComponentReadiness, EventsQuery, Readiness, ServerView, SinkView, StreamItem, TorrentsQuery,
     Viewer,
 };
-use crate::live_state::{ChangeBuffer, LiveServer, LiveState, PollReport, SinkReport};
+use crate::live_state::{ChangeBuffer, CommandReception, LiveServer, LiveState, PollReport, SinkReport};
 use crate::model::{InfoHash, ServerName, SinkName, Stats, Torrent, outside_text};
 use crate::outbox::{Missed, ReadFrom, Reader, ReaderItem, ReaderParts};
 use crate::port::{Clock, CommandAddress, Sink, Store};
@@ -213,13 +213,19 @@ fn poll_problem(poll: &PollReport, viewer: Viewer) -> Option<String> {
     Some(shown_to(viewer, "the last poll failed", reason))
 }
 
-/// Returns what is wrong with the delivery to a sink, as far as this viewer may know.
+/// Returns what is wrong with a sink, as far as this viewer may know.
 fn sink_problem(report: &SinkReport, viewer: Viewer) -> Option<String> {
     // Our own words: what somebody has to do here.
     if let Some(blocked) = &report.blocked_reason {
         return Some(blocked.clone());
     }
-    Some(shown_to(viewer, "not connected", report.failure.clone()?))
+    if let Some(failure) = &report.failure {
+        return Some(shown_to(viewer, "not connected", failure.clone()));
+    }
+    match &report.reception {
+        CommandReception::Failed(reason) => Some(shown_to(viewer, "commands cannot be received", reason.clone())),
+        reception => reception.failure().map(str::to_owned),
+    }
 }
 
 /// Returns the reason of a problem for who has the token, and for anybody else where it is to be had.

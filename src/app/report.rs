@@ -65,6 +65,7 @@ fn sink_health(report: SinkReport, notes: Vec<String>) -> SinkHealth {
     SinkHealth {
         connected: report.is_connected,
         problem: report.problem(),
+        receives_commands: report.reception.is_complete(),
         lag_entries: report.lag_entries,
         lag_seconds: lag_seconds(&report),
         dirty: report.dirty,

@@ -38,6 +38,7 @@ mod pending_effects;
 mod queries;
 mod queue;
 mod receiver;
+mod reception;
 mod request;
 mod results;
 mod roots;

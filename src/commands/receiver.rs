@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::admission::{Admission, BATCH_MAX, ROOM_INTERVAL, Received};
-use crate::log_throttle::LogThrottle;
+use super::reception::ReceptionReporter;
 use crate::model::Timestamp;
 use crate::outbox::backoff::Backoff;
 use crate::port::{CommandSource, DeliverError, Incoming, ResultBacklog, StoreError};
@@ -50,7 +50,7 @@ impl CommandReceiver {
     /// Only a store that cannot be used any more.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), StoreError> {
         let mut backoff = Backoff::default();
-        let mut log_throttle = LogThrottle::default();
+        let reception = self.reception_reporter();
         // Checked before the first message, too: the results of an earlier run may not be taken yet.
         let mut unchecked_messages = RESULTS_CHECK_MESSAGES;
         // Whether a message came since the last failure.
@@ -73,7 +73,7 @@ impl CommandReceiver {
                 Ok(incoming) => {
                     was_connected = true;
                     backoff.reset();
-                    log_throttle.recovered();
+                    reception.received();
                     let (batch, error) = self.batch(incoming);
                     // After the batch, whose messages came before it.
                     failed = error;
@@ -94,7 +94,7 @@ impl CommandReceiver {
                         self.unattended_since.get_or_insert(now);
                     }
                     let retry_in = backoff.next(rand::random());
-                    if let Some(times) = log_throttle.failed() {
+                    if let Some(times) = reception.failed(&error) {
                         warn!(sink = %self.admission.origin, times, %error, ?retry_in, "command source failed, retrying");
                     }
                     if stop.run_until_cancelled(tokio::time::sleep(retry_in)).await.is_none() {
@@ -103,6 +103,12 @@ impl CommandReceiver {
                 }
             }
         }
+    }
+
+    fn reception_reporter(&mut self) -> ReceptionReporter {
+        let Admission { origin, common, .. } = &self.admission;
+        let buffer = common.live.buffer(origin).expect("the live state has a buffer for each sink");
+        ReceptionReporter::of(&mut *self.source, origin.clone(), Arc::clone(buffer))
     }
 
     /// Returns a message with those that are there already, which share one write, and one fsync; and how the source failed

@@ -41,7 +41,7 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 /// gets to know that there is a problem.
 #[async_trait]
 pub trait Api: Send + Sync {
-    /// Returns whether every server is polled and every sink is connected.
+    /// Returns whether every server is polled, and every sink is connected and its commands can be received.
     fn readiness(&self, viewer: Viewer) -> Readiness;
     /// Returns all metrics in the Prometheus text format.
     async fn metrics(&self) -> String;
@@ -128,7 +128,8 @@ pub struct SinkView {
     pub name: SinkName,
     /// `online` or `offline`.
     pub status: &'static str,
-    /// Why the sink is disconnected, or its delivery blocked; without the words of others for who has no token.
+    /// Why the sink is disconnected, its delivery blocked, or no command can be received; without the words of others for who
+    /// has no token.
     pub problem: Option<String>,
     /// Journal entries that it has not acknowledged.
     pub lag_entries: u64,

@@ -27,7 +27,37 @@ pub struct BufferedChange {
     pub not_before: Seq,
 }
 
-/// State of the delivery to one sink, for health and metrics.
+/// Whether commands can be received by way of a sink.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum CommandReception {
+    /// None are taken from there, or its kind of sink does not say.
+    #[default]
+    NotTaken,
+    /// The command topics are not subscribed to yet.
+    NotYet,
+    /// Every command topic is subscribed to.
+    Complete,
+    /// Some or all commands cannot be received; why.
+    Failed(String),
+}
+
+impl CommandReception {
+    /// Returns whether all commands can be received; `None` if none are taken.
+    pub fn is_complete(&self) -> Option<bool> {
+        (*self != Self::NotTaken).then_some(*self == Self::Complete)
+    }
+
+    /// Returns why commands cannot be received.
+    pub fn failure(&self) -> Option<&str> {
+        match self {
+            Self::NotTaken | Self::Complete => None,
+            Self::NotYet => Some("the command topics are not subscribed to yet"),
+            Self::Failed(reason) => Some(reason),
+        }
+    }
+}
+
+/// State of the delivery to one sink, and of the commands from there, for health and metrics.
 #[derive(Clone, Debug, Default)]
 pub struct SinkReport {
     /// A link is up.
@@ -36,6 +66,8 @@ pub struct SinkReport {
     pub failure: Option<String>,
     /// Why its events wait, connected or not: somebody has to make room among the dead letters.
     pub blocked_reason: Option<String>,
+    /// Whether commands can be received.
+    pub reception: CommandReception,
     /// Journal entries that are not acknowledged.
     pub lag_entries: u64,
     /// Start of the current lag.
@@ -49,10 +81,11 @@ pub struct SinkReport {
 }
 
 impl SinkReport {
-    /// Returns what is wrong with the delivery; `None` if nothing is.
+    /// Returns what is wrong with the sink; `None` if nothing is.
     pub fn problem(&self) -> Option<String> {
-        // The block first: somebody has to act, whereas a connection is tried again.
-        self.blocked_reason.clone().or_else(|| self.failure.clone())
+        // The block first: somebody has to act, whereas a connection is tried again. Without one there are no commands either.
+        let reception = || self.reception.failure().map(str::to_owned);
+        self.blocked_reason.clone().or_else(|| self.failure.clone()).or_else(reception)
     }
 
     /// Records how far the sink is behind.
@@ -252,7 +285,7 @@ impl ChangeBuffer {
         });
     }
 
-    /// Updates the report. For the sink's dispatcher only.
+    /// Updates the report. For the sink's dispatcher, and for the receiver of its commands.
     pub fn report(&self, write: impl FnOnce(&mut SinkReport)) {
         write(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
     }

@@ -29,7 +29,9 @@ use crate::model::{
 };
 use crate::port::{Delivery, Loaded, SinkProgress};
 
-pub use change_buffer::{BufferedChange, BufferedEphemeral, BufferedStates, ChangeBuffer, Reassert, SinkReport};
+pub use change_buffer::{
+    BufferedChange, BufferedEphemeral, BufferedStates, ChangeBuffer, CommandReception, Reassert, SinkReport,
+};
 pub use hook_notifier::{HookNotifier, HookReport, Named};
 
 /// The snapshots of all servers, and the change buffers of all sinks.

@@ -119,8 +119,12 @@ pub struct HooksHealth {
 pub struct SinkHealth {
     /// Connected; for a webhook, its last delivery succeeded.
     pub connected: bool,
-    /// Reason why delivery fails or is blocked; `null` if it does not.
+    /// Reason why delivery fails or is blocked, or why commands cannot be received; `null` if all is well.
     pub problem: Option<String>,
+    /// Every command topic is subscribed to; absent where no commands are taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "bool")]
+    pub receives_commands: Option<bool>,
     /// Journal entries that it has not acknowledged.
     pub lag_entries: u64,
     /// Time for which it has been behind; 0 if it is not.

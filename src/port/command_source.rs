@@ -13,6 +13,12 @@ pub const BODY_BYTES_MAX: usize = 10 << 20;
 /// A source of commands: a broker, for one.
 #[async_trait]
 pub trait CommandSource: Send {
+    /// Has the source call `observer` whenever it has subscribed to the command topics, and when another part of them is
+    /// refused than before. Returns whether it does so.
+    fn observe_subscriptions(&mut self, _observer: SubscriptionObserver) -> bool {
+        false
+    }
+
     /// Waits for the next message, connecting first if there is no connection (one attempt).
     ///
     /// Cancel-safe: a message is handed over whole or comes again.
@@ -26,6 +32,18 @@ pub trait CommandSource: Send {
     /// Acknowledgements that are pending are sent at once, and the broker has to queue what comes meanwhile. A source in
     /// which nothing can wait need not implement this.
     async fn pause(&mut self) {}
+}
+
+/// Called with the topic filters that a broker refused; with none when all are subscribed to.
+pub type SubscriptionObserver = Box<dyn Fn(&[RefusedFilter]) + Send + Sync>;
+
+/// A topic filter of commands that a broker does not let us subscribe to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedFilter {
+    /// The filter.
+    pub filter: String,
+    /// The broker's reason.
+    pub reason: String,
 }
 
 /// A message on a command topic, not checked yet.

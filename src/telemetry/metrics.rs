@@ -44,6 +44,7 @@ pub const ALL: &[(&str, Shape, &str)] = &[
     ("dtorrent_hooked_events", Shape::Gauge, "Kinds of events for which a client has a hook set (`hooks`)"),
     ("dtorrent_hook_wakes_total", Shape::Counter, "Hook signals received from a client"),
     ("dtorrent_sink_connected", Shape::Gauge, "1 if a sink is connected"),
+    ("dtorrent_sink_receives_commands", Shape::Gauge, "1 if every command topic of a broker is subscribed to"),
     ("dtorrent_sink_lag_entries", Shape::Gauge, "Journal entries that a sink has not acknowledged"),
     ("dtorrent_sink_lag_seconds", Shape::Gauge, "Time since a sink fell behind"),
     ("dtorrent_sink_dirty", Shape::Gauge, "Torrents whose latest state a sink has not received"),
@@ -128,11 +129,14 @@ pub fn register_counters<'a>(servers: impl IntoIterator<Item = &'a ServerName>) 
     }
 }
 
-/// Records connection, lag and deliveries of a sink.
+/// Records connection, commands, lag and deliveries of a sink.
 pub fn record_sink(sink: &SinkName, report: &SinkReport) {
     let sink = sink.to_string();
     let lag_seconds = report.behind_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
     gauge!("dtorrent_sink_connected", "sink" => sink.clone()).set(f64::from(u8::from(report.is_connected)));
+    if let Some(is_complete) = report.reception.is_complete() {
+        gauge!("dtorrent_sink_receives_commands", "sink" => sink.clone()).set(f64::from(u8::from(is_complete)));
+    }
     gauge!("dtorrent_sink_lag_entries", "sink" => sink.clone()).set(report.lag_entries as f64);
     gauge!("dtorrent_sink_lag_seconds", "sink" => sink.clone()).set(lag_seconds);
     gauge!("dtorrent_sink_dirty", "sink" => sink.clone()).set(report.dirty as f64);

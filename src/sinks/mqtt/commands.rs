@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - a command is acknowledged to the broker only when its receiver says that it is safe, and comes again until then;
-//! - a message is passed on with everything known of it (retained, expiry, where to reply) and admitted elsewhere.
+//! - a message is passed on with everything known of it (retained, expiry, where to reply) and admitted elsewhere;
+//! - topics that the broker refuses are subscribed to again and again, on the same connection: others may be granted.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -14,8 +15,7 @@ use futures_util::FutureExt as _;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use crate::model::SinkName;
-use crate::port::{CommandSource, DeliverError, Incoming};
+use crate::port::{CommandSource, DeliverError, Incoming, RefusedFilter, SubscriptionObserver};
 use crate::sinks::broker::on_demand::OnDemand;
 
 use super::broker::Broker;
@@ -35,6 +35,8 @@ const CATCH_UP_PAUSE: Duration = Duration::from_millis(300);
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum time for acknowledgements and DISCONNECT before the connection is dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Interval at which refused topics are subscribed to again: an operator who has granted them does not want to wait longer.
+const SUBSCRIBE_INTERVAL: Duration = Duration::from_secs(15);
 /// Capacity of the connection's request channel, for acknowledgements and subscriptions.
 const REQUESTS_MAX: usize = 1_000;
 
@@ -42,8 +44,10 @@ const REQUESTS_MAX: usize = 1_000;
 pub struct MqttCommands {
     broker: Arc<Broker>,
     session: OnDemand<Session, ConnectionError>,
-    /// Whether this run has subscribed, so that a session that the broker still holds has exactly our filters.
+    /// Whether this run has subscribed to everything, so that a session that the broker still holds has exactly our filters.
     has_subscribed: bool,
+    /// Called when other topics are refused than it was told last on this connection.
+    observer: Option<(SubscriptionObserver, Option<Vec<RefusedFilter>>)>,
     /// Raised for one connection after a command arrived that was larger than we accept.
     packet_bytes_max: u32,
 }
@@ -55,6 +59,10 @@ struct Session {
     early: VecDeque<Received>,
     /// Until then, messages may have been queued by the broker while we were disconnected.
     catching_up_until: Option<Instant>,
+    /// Filters that the broker refused.
+    refused: Vec<RefusedFilter>,
+    /// When they are subscribed to again; `None` while an answer is awaited, or without any.
+    subscribe_at: Option<Instant>,
 }
 
 /// Acknowledgements that are to be written; never more than the broker has sent messages.
@@ -87,7 +95,7 @@ impl PendingAcks {
 impl MqttCommands {
     pub(super) fn new(broker: Arc<Broker>) -> Self {
         let packet_bytes_max = wire::PACKET_BYTES_MAX;
-        Self { broker, session: OnDemand::default(), has_subscribed: false, packet_bytes_max }
+        Self { broker, session: OnDemand::default(), has_subscribed: false, observer: None, packet_bytes_max }
     }
 
     /// Returns the next command, or `None` after something else happened. Cancel-safe: all progress is in `self`.
@@ -105,13 +113,22 @@ impl MqttCommands {
             .boxed()
         };
         let session = self.session.get(connect).await?;
-        self.has_subscribed = true;
+        self.has_subscribed = session.refused.is_empty();
+        if let Some((observer, last)) = &mut self.observer
+            && last.as_ref() != Some(&session.refused)
+        {
+            observer(&session.refused);
+            *last = Some(session.refused.clone());
+        }
         let Some(received) = session.receive().await? else { return Ok(None) };
         Ok(incoming(&self.broker, received, session))
     }
 
     fn disconnected(&mut self, error: ConnectionError) -> DeliverError {
         self.session.take();
+        if let Some((_, last)) = &mut self.observer {
+            *last = None;
+        }
         if error.kind == ErrorKind::ReceivedTooLarge {
             // The broker would send it again for ever. Accepted once, it is acknowledged and refused with a result.
             warn!(sink = %self.broker.settings.name, reason = error.reason, "command too large, accepting it once to refuse it");
@@ -123,6 +140,11 @@ impl MqttCommands {
 
 #[async_trait]
 impl CommandSource for MqttCommands {
+    fn observe_subscriptions(&mut self, observer: SubscriptionObserver) -> bool {
+        self.observer = Some((observer, None));
+        true
+    }
+
     async fn next(&mut self) -> Result<Incoming, DeliverError> {
         loop {
             match self.receive().await {
@@ -186,16 +208,20 @@ impl Session {
             ..ConnectOptions::new(&demands, format!("dtorrent-{instance}-{sink}-commands"), REQUESTS_MAX)
         });
         let connack = events.connected().await?;
-        let mut early = VecDeque::new();
+        let (mut early, mut refused) = (VecDeque::new(), Vec::new());
         // With MQTT 3.1.1 each subscription brings the retained messages again, so there it is made only where necessary.
         // A session of an earlier run may have other filters.
         if protocol == Protocol::V5 || !connack.is_session_present || !has_subscribed {
-            subscribe(broker, &client, &mut events, &mut early).await?;
+            refused = subscribe(broker, &client, &mut events, &mut early).await?;
         }
-        info!(%sink, ?protocol, resumed = connack.is_session_present, "accepting commands");
+        // The observer says what is refused.
+        if refused.is_empty() {
+            info!(%sink, ?protocol, resumed = connack.is_session_present, "accepting commands");
+        }
+        let subscribe_at = next_attempt(&refused);
         let catching_up_until = connack.is_session_present.then(|| Instant::now() + CATCH_UP_TIMEOUT);
         let acks = Arc::new(PendingAcks { client, queue: Mutex::default() });
-        Ok(Self { acks, events, early, catching_up_until })
+        Ok(Self { acks, events, early, catching_up_until, refused, subscribe_at })
     }
 
     /// Returns the next message, or `None` after something else happened. Cancel-safe.
@@ -204,21 +230,34 @@ impl Session {
         if let Some(received) = self.early.pop_front() {
             return Ok(Some(received));
         }
-        let event = match self.catching_up_until {
-            None => self.events.next().await,
-            Some(until) => {
-                let pause = until.min(Instant::now() + CATCH_UP_PAUSE);
-                let Ok(event) = tokio::time::timeout_at(pause, self.events.next()).await else {
-                    self.catching_up_until = None;
-                    return Ok(None);
-                };
-                event
+        let caught_up_at = self.catching_up_until.map(|until| until.min(Instant::now() + CATCH_UP_PAUSE));
+        let event = tokio::select! {
+            biased;
+            event = self.events.next() => event?,
+            () = at(caught_up_at) => {
+                self.catching_up_until = None;
+                return Ok(None);
+            }
+            () = at(self.subscribe_at) => {
+                self.subscribe_again()?;
+                return Ok(None);
             }
         };
-        match event? {
-            Event::Received(received) => Ok(Some(*received)),
-            _ => Ok(None),
+        match event {
+            Event::Received(received) => return Ok(Some(*received)),
+            Event::Subscribed(answers) => {
+                self.refused = refused(answers);
+                self.subscribe_at = next_attempt(&self.refused);
+            }
+            _ => {}
         }
+        Ok(None)
+    }
+
+    fn subscribe_again(&mut self) -> Result<(), ConnectionError> {
+        self.subscribe_at = None;
+        let filters = self.refused.iter().map(|refused| refused.filter.clone());
+        self.acks.client.subscribe(filters, Qos::AtLeastOnce)
     }
 
     /// Disconnects behind all acknowledgements. Messages that arrive meanwhile are not acknowledged, and so come again.
@@ -233,45 +272,50 @@ impl Session {
     }
 }
 
+/// Subscribes to the command topics, and returns those that the broker refuses.
 async fn subscribe(
     broker: &Broker,
     client: &Client,
     events: &mut EventLoop,
     early: &mut VecDeque<Received>,
-) -> Result<(), ConnectionError> {
-    let Settings { name, servers, home_assistant, .. } = &broker.settings;
+) -> Result<Vec<RefusedFilter>, ConnectionError> {
+    let Settings { servers, home_assistant, .. } = &broker.settings;
     let mut filters = broker.topics.command_filters(servers);
     if home_assistant.is_some() {
         filters.extend(broker.topics.home_assistant_filters(servers));
     }
+    let first = filters[0].clone();
+    // Some brokers close the connection over a topic that is not allowed, and do not say which.
+    let while_subscribing = |error: ConnectionError| {
+        let error = error.once_connected();
+        let reason = format!("{}, while we subscribed to commands ({first} for one)", error.reason);
+        ConnectionError { reason, ..error }
+    };
     // QoS 1, not 2: a command has an id, by which one that comes again is known.
     client.subscribe(filters.into_iter(), Qos::AtLeastOnce)?;
-    let answers = loop {
-        match events.next().await.map_err(ConnectionError::once_connected)? {
-            Event::Subscribed(answers) => break answers,
+    loop {
+        match events.next().await.map_err(while_subscribing)? {
+            Event::Subscribed(answers) => return Ok(refused(answers)),
             Event::Received(received) if early.len() < REQUESTS_MAX => early.push_back(*received),
             Event::Received(_) => return Err(ConnectionError::other("the broker does not answer to subscriptions")),
             _ => {}
         }
-    };
-    check_subscriptions(name, answers)
+    }
 }
 
-/// Warns of refused filters.
-///
-/// # Errors
-/// All of them are refused, so no command can arrive.
-fn check_subscriptions(sink: &SinkName, answers: Vec<(String, Option<String>)>) -> Result<(), ConnectionError> {
-    let count = answers.len();
-    let refused: Vec<_> = answers.into_iter().filter_map(|(filter, answer)| Some((filter, answer?))).collect();
-    if let [(filter, refusal), ..] = &refused[..]
-        && refused.len() == count
-    {
-        let reason = format!("the broker does not let us subscribe to commands, {filter} for one: {refusal}");
-        return Err(ConnectionError::other(reason));
+fn refused(answers: Vec<(String, Option<String>)>) -> Vec<RefusedFilter> {
+    answers.into_iter().filter_map(|(filter, answer)| Some(RefusedFilter { filter, reason: answer? })).collect()
+}
+
+/// Returns when refused topics are subscribed to again.
+fn next_attempt(refused: &[RefusedFilter]) -> Option<Instant> {
+    (!refused.is_empty()).then(|| Instant::now() + SUBSCRIBE_INTERVAL)
+}
+
+/// Waits until then; forever without a time. Cancel-safe.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
-    for (filter, refusal) in refused {
-        warn!(%sink, filter, refusal, "the broker does not let us subscribe to some commands");
-    }
-    Ok(())
 }

@@ -102,7 +102,7 @@ fn granted(is_session_present: bool) -> ConnAck {
 fn refusal(code: &SubscribeReasonCode) -> Option<String> {
     match code {
         SubscribeReasonCode::Success(_) => None,
-        SubscribeReasonCode::Failure => Some("refused".to_owned()),
+        SubscribeReasonCode::Failure => Some("refused (0x80)".to_owned()),
     }
 }
 
