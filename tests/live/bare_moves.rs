@@ -268,8 +268,19 @@ async fn torrents_whose_turn_does_not_come_within_the_ttl_of_their_move_stay_as_
     if !can_run() {
         return;
     }
-    let contents: Vec<Content> = (0..40).map(|n| Content::file(&format!("{n}.iso"), 20_000, n)).collect();
-    let world = World::seeding(Setup::default(), &contents).await;
+    let contents: Vec<Content> = (0..10).map(|n| Content::file(&format!("{n}.iso"), 20_000, n)).collect();
+    let rtorrent = Options { listen: Listen::Tcp, ..Options::default() };
+    let mut world = World::new(Setup { rtorrent, ..Setup::default() }).await;
+    for content in &contents {
+        content.write_to(&world.home.downloads).unwrap();
+        world.home.load(&content.torrent, true).await.unwrap();
+        world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
+    }
+    let Address::Tcp(address) = world.home.rpc.address else { unreachable!("it listens on a port") };
+    // The bridge waits longer than that, so each move takes its time and is answered.
+    let server = FaultyServer::to(address, Duration::from_millis(200), 1).await;
+    world.start_bridge_for(&[("home", &server.url())]).await;
+    server.fail_next("d.directory.set", Fault::DelayAnswer, contents.len());
     let new = world.home.downloads.join("new");
     // What is at the new place of the last one would be refused, and is not looked at when its turn comes too late.
     let last = contents.last().unwrap();
