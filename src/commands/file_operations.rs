@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
@@ -271,15 +272,27 @@ impl Execution<'_> {
     async fn or_release<T>(&self, hash: InfoHash, done: Attempt<T>) -> Attempt<T> {
         let Err(failure) = done else { return done };
         self.progress().is_changing = false;
+        let released = self.release_expected(hash).await;
+        self.see_released(released).await;
+        Err(failure)
+    }
+
+    /// Lets a held torrent go on as before; returns the effect that a poll has to show, if the client has let it.
+    pub(super) async fn release_expected(&self, hash: InfoHash) -> Option<EffectWaiter<'_>> {
         // Before the client is asked: a poll may show its events before its answer is here.
         let effect = self.expect(&Action::Release(hash));
-        if self.release(hash).await {
-            // One more poll names its events.
-            effect.asked();
-            self.wake();
-            let _was_polled = timeout(self.effect_timeout().max(RELEASE_TIMEOUT), effect_shown(effect)).await.is_ok();
+        if !self.release(hash).await {
+            return None;
         }
-        Err(failure)
+        effect.asked();
+        Some(effect)
+    }
+
+    /// Waits for the poll that names the events of torrents that were let go on.
+    pub(super) async fn see_released(&self, effects: impl IntoIterator<Item = EffectWaiter<'_>>) {
+        self.wake();
+        let shown = join_all(effects.into_iter().map(effect_shown));
+        let _was_polled = timeout(self.effect_timeout().max(RELEASE_TIMEOUT), shown).await.is_ok();
     }
 
     /// Lets a held torrent go on as before, as soon as the client answers; does nothing to one that is not held. Returns

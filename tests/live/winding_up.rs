@@ -270,6 +270,8 @@ async fn a_torrent_whose_command_fails_in_the_next_run_is_not_left_held() {
     world.start_bridge_for(&[("home", &server.url())]).await;
     let result = world.recorder.result("begun").await;
     assert_eq!(error_code(&result), "forbidden", "{result}");
+    let started = world.recorder.event("home", "started", content.hash).await;
+    assert_eq!((&started["cause"], &started["command_id"]), (&json!("command"), &json!("begun")), "{started}");
     world.database().until("the command has ended", |database| database.begun_commands() == 0).await;
     assert_moved(&world, &content, &downloads.join("elsewhere"), &downloads).await;
 }
