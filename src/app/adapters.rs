@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::clients::answer_memory::AnswerMemory;
 use crate::clients::exec::ExecClient;
 use crate::clients::rtorrent::RtorrentClient;
 use crate::config::{Broker, BrokerKind, Client, Webhook};
-use crate::model::{Seq, ServerName, SinkName};
+use crate::model::{MemoryShares, Seq, ServerName, SinkName};
 use crate::port::{Clock, TorrentClient};
 use crate::sinks::broker::BrokerSink;
 use crate::sinks::mqtt::MqttSink;
@@ -22,18 +21,18 @@ pub(super) fn build_broker(broker: &Broker, before: BTreeMap<ServerName, Seq>) -
     })
 }
 
-/// Builds the adapter of a torrent client that is used alone.
+/// Builds the adapter of a torrent client.
 pub fn build_client(client: &Client) -> anyhow::Result<Arc<dyn TorrentClient>> {
-    build_client_among(client, &AnswerMemory::default())
+    build_limited_client(client, MemoryShares::default().answer)
 }
 
-/// Builds the adapter of a torrent client that shares memory with others.
-pub(super) fn build_client_among(client: &Client, answers: &AnswerMemory) -> anyhow::Result<Arc<dyn TorrentClient>> {
+/// The same, of which an answer may take so much memory.
+pub(super) fn build_limited_client(client: &Client, answer_bytes: usize) -> anyhow::Result<Arc<dyn TorrentClient>> {
     Ok(match client {
         Client::Rtorrent(settings) => {
-            Arc::new(RtorrentClient::new(settings.as_ref().clone())?.with_answers(answers.clone()))
+            Arc::new(RtorrentClient::new(settings.as_ref().clone())?.with_answer_bytes(answer_bytes))
         }
-        Client::Exec(settings) => Arc::new(ExecClient::new(settings.clone()).with_answers(answers.clone())),
+        Client::Exec(settings) => Arc::new(ExecClient::new(settings.clone()).with_answer_bytes(answer_bytes)),
     })
 }
 

@@ -11,12 +11,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info_span};
 
-use super::adapters::{build_broker, build_client_among, build_endpoint, webhook_sinks};
+use super::adapters::{build_broker, build_endpoint, build_limited_client, webhook_sinks};
 use super::api::Api;
 use super::dead_letters::Replayer;
 use super::hooks::{self, HookedClient};
 use super::report::BridgeReporter;
-use crate::clients::answer_memory::AnswerMemory;
 use crate::commands::{
     Admission, BridgeWorker, Caller, CommandMemory, CommandReceiver, Common, Queue, Sources,
     answer_for_removed_servers, take_up_unfinished,
@@ -284,13 +283,14 @@ async fn build_servers(
     common: &Common,
     memory: &Arc<CommandMemory>,
 ) -> anyhow::Result<BTreeMap<ServerName, ServerParts>> {
-    let answers = AnswerMemory::new(config.memory_shares().answers, config.servers.len());
+    let answer_bytes = config.memory_shares().answer;
     let mut servers = BTreeMap::new();
     for (name, server) in &config.servers {
         let watcher = Watcher {
             server: name.clone(),
             poll: server.poll,
-            client: build_client_among(&server.client, &answers).with_context(|| format!("set up server {name}"))?,
+            client: build_limited_client(&server.client, answer_bytes)
+                .with_context(|| format!("set up server {name}"))?,
             common: common.clone(),
             pending_effects: Arc::default(),
             files: Arc::new(FilePublisher::new(true)),

@@ -3,7 +3,6 @@
 //! Each implements [`TorrentClient`](crate::port::TorrentClient) and knows nothing of the engine. None of them
 //! retries: whether and when is the engine's decision.
 
-pub mod answer_memory;
 pub mod exec;
 pub mod rtorrent;
 pub mod settings;

@@ -12,14 +12,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::{BuildError, Manager, Shared};
-use crate::clients::answer_memory::AnswerMemory;
 use crate::clients::exec::{self, ExecClient};
 use crate::clients::rtorrent::RtorrentClient;
 use crate::clients::rtorrent::settings::{Endpoint, Settings};
 use crate::clients::settings::DEFAULT_TIMEOUT;
 use crate::commands::{Admission, Caller, CommandMemory, Common, Queue, Sources, answer_for_removed_servers};
 use crate::live_state::LiveState;
-use crate::model::{MemoryShares, PollSettings, ServerName, SinkName, TrackerNames, UrlRules};
+use crate::model::{PollSettings, ServerName, SinkName, TrackerNames, UrlRules};
 use crate::port::{Clock, Store, StoreError, SystemClock, TorrentClient};
 use crate::servers::{ServerParts, load};
 use crate::store::{MemoryStore, Options};
@@ -201,13 +200,12 @@ impl Builder {
         let live = Arc::new(LiveState::new(contents, [origin.clone()]));
         let common = Common { store, live, clock };
         let memory = Arc::new(CommandMemory::default());
-        let answers = AnswerMemory::new(MemoryShares::default().answers, servers.len());
         let known = servers.keys().cloned().collect();
         // A caller in this process sees announce URLs whole, so no name has to stay the same.
         let names = TrackerNames::new(rand::random());
         let (mut left, mut queues, mut clients) = (Group::new(), BTreeMap::new(), BTreeMap::new());
         for (name, Server { client, poll, timeout, roots, urls }) in servers {
-            let client = connect(client, &name, timeout, &answers)
+            let client = connect(client, &name, timeout)
                 .map_err(|source| BuildError::Server { server: name.clone(), source })?;
             clients.insert(name.clone(), Arc::clone(&client));
             let watcher = Watcher {
@@ -340,23 +338,21 @@ fn connect(
     client: Client,
     name: &ServerName,
     timeout: Duration,
-    answers: &AnswerMemory,
 ) -> Result<Arc<dyn TorrentClient>, Box<dyn std::error::Error + Send + Sync>> {
     Ok(match client {
         Client::Ready(client) => client,
         Client::Rtorrent { url, login } => {
             let (username, password) = login.unzip();
             let settings = Settings::new(name.clone(), Endpoint::parse(&url)?);
-            Arc::new(
-                RtorrentClient::new(Settings { username, password, timeout, ..settings })?
-                    .with_answers(answers.clone()),
-            )
+            Arc::new(RtorrentClient::new(Settings { username, password, timeout, ..settings })?)
         }
         Client::Exec { command } if command.is_empty() => return Err("a program is missing".into()),
-        Client::Exec { command } => {
-            let settings = exec::Settings { server: name.clone(), command, environment: Vec::new(), timeout };
-            Arc::new(ExecClient::new(settings).with_answers(answers.clone()))
-        }
+        Client::Exec { command } => Arc::new(ExecClient::new(exec::Settings {
+            server: name.clone(),
+            command,
+            environment: Vec::new(),
+            timeout,
+        })),
     })
 }
 

@@ -10,7 +10,7 @@
 //! events              ██                among the servers of each sink, and the listeners over HTTP
 //! files, statistics   █                 among the sinks
 //! results             █                 among the sinks
-//! answers of clients  ████████          taken in turn
+//! answer of a client  ████████          of each server, at least 16 MiB and at most 64
 //! ```
 //!
 //! Events of one server for one sink are at five places: in the change buffer, pending, read ahead, in a replay, in flight.
@@ -55,8 +55,8 @@ pub struct MemoryShares {
     pub events: usize,
     /// Messages for one sink that are neither event nor state nor result.
     pub ephemeral: usize,
-    /// Answers of all clients.
-    pub answers: usize,
+    /// The largest answer of a client.
+    pub answer: usize,
     /// Pages that are read from the store.
     pub pages: PageBytes,
 }
@@ -69,6 +69,10 @@ impl MemoryShares {
 
 /// Part of the budget for events.
 const EVENT_PARTS: usize = 2;
+/// Smallest limit of an answer: with less, trackers and files of usual servers could not be read any more.
+const ANSWER_BYTES_MIN: usize = 16 << 20;
+/// Largest limit of an answer. rTorrent itself aborts at 100 MiB.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Places where events of one server for one sink are.
 const EVENT_PLACES: usize = 5;
 
@@ -132,7 +136,7 @@ impl MemoryBudget {
             trees: share(1, 1),
             events,
             ephemeral: share(1, sinks),
-            answers: share(8, 1),
+            answer: share(8, 1).clamp(ANSWER_BYTES_MIN, ANSWER_BYTES_MAX),
             pages: PageBytes { entries, results, commands },
         }
     }
@@ -187,10 +191,12 @@ mod tests {
             let cursors = sinks * servers;
             let holders = Holders { origins, sinks, cursors, servers, listeners };
             let shares = budget.shares(holders);
-            let MemoryShares { waiting_commands, running_commands, incoming, trees, events, ephemeral, answers, pages } = shares;
+            let MemoryShares { waiting_commands, running_commands, incoming, trees, events, ephemeral, answer, pages } = shares;
             let commands = (waiting_commands + running_commands + incoming) * origins;
             let places = 5 * cursors + listeners;
             prop_assert!(pages.commands * (servers + 1) <= bytes as usize / 64, "an eighth of what waits");
+            let answers = bytes as usize / 32 * 8;
+            prop_assert_eq!(answer, answers.clamp(16 << 20, 64 << 20));
             let all = bytes as usize / 64 + commands + trees + answers + events * places + ephemeral * sinks;
             prop_assert!(all + bytes as usize / 32 <= budget.bytes(), "a part is for results");
             prop_assert!(all + bytes as usize / 32 >= budget.bytes() - 10 * 50 - places - 200);

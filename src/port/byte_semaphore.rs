@@ -5,7 +5,6 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// An amount of memory that several holders share.
-#[derive(Debug)]
 pub struct ByteSemaphore {
     /// One permit for each KiB.
     room: Arc<Semaphore>,
@@ -13,7 +12,6 @@ pub struct ByteSemaphore {
 }
 
 /// A part of the memory, which is free again when this is dropped.
-#[derive(Debug)]
 pub struct BytePermit {
     _permit: Option<OwnedSemaphorePermit>,
 }

@@ -36,23 +36,11 @@ pub struct Initialized {
     pub methods: Option<Vec<String>>,
 }
 
-/// Returns the memory that a line takes until it is read: its bytes, and those of its tree.
-///
-/// # Errors
-/// It is more than that.
-pub fn memory_bytes(line: &[u8], bytes_max: usize) -> Result<usize, String> {
-    let bytes = line.len() + json_tree_bytes(line);
-    if bytes > bytes_max {
-        return Err(format!("an answer that takes more than the {bytes_max} bytes that memory_max leaves for it"));
-    }
-    Ok(bytes)
-}
-
 /// Parses a line as a JSON-RPC 2.0 response to the request with this id.
 ///
 /// # Errors
 /// The reason why it is none.
-pub fn reply(line: &[u8], id: u64) -> Result<Reply, String> {
+pub fn reply(line: &[u8], id: u64, tree_bytes_max: usize) -> Result<Reply, String> {
     #[derive(Deserialize)]
     struct Refusal {
         code: i64,
@@ -68,6 +56,11 @@ pub fn reply(line: &[u8], id: u64) -> Result<Reply, String> {
     // Without this serde reads `null` as absent, and a program that answers an action with it would be refused.
     fn present<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Value>, D::Error> {
         Value::deserialize(value).map(Some)
+    }
+    if json_tree_bytes(line) > tree_bytes_max {
+        return Err(format!(
+            "an answer that takes more than the {tree_bytes_max} bytes of memory that memory_max leaves"
+        ));
     }
     let Message { id: of, result, error } =
         serde_json::from_slice(line).map_err(|error| format!("not a JSON-RPC message: {error}"))?;
@@ -229,6 +222,8 @@ mod tests {
 
     use super::*;
 
+    const TREE_BYTES: usize = 96 << 20;
+
     const HASH: &str = "3f786850e387550fdab836ed7e6dc881de23001b";
 
     fn server() -> ServerName {
@@ -261,7 +256,7 @@ mod tests {
             ("hello", Err("not a JSON-RPC message")),
             ("", Err("not a JSON-RPC message")),
         ] {
-            match (reply(line.as_bytes(), 2), expected) {
+            match (reply(line.as_bytes(), 2, TREE_BYTES), expected) {
                 (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{line}"),
                 (Err(reason), Err(part)) => assert!(reason.contains(part), "{line}: {reason}"),
                 (found, expected) => panic!("{line}: {found:?} instead of {expected:?}"),
@@ -283,7 +278,7 @@ mod tests {
         {
             let line = format!(r#"{{"id":2,"result":[{}0]}}"#, part.repeat(count));
             assert!(line.len() < 16 << 20);
-            assert!(memory_bytes(line.as_bytes(), 64 << 20).unwrap_err().contains("memory"), "{part}");
+            assert!(reply(line.as_bytes(), 2, TREE_BYTES).unwrap_err().contains("memory"), "{part}");
         }
         let torrent = |_| {
             let mut row = seven();
@@ -291,8 +286,8 @@ mod tests {
             row
         };
         let line = json!({"id": 2, "result": (0..20_000).map(torrent).collect::<Vec<_>>()}).to_string();
-        assert!(memory_bytes(line.as_bytes(), 64 << 20).is_ok() && memory_bytes(line.as_bytes(), 16 << 20).is_err());
-        assert!(matches!(reply(line.as_bytes(), 2), Ok(Reply::Result(_))));
+        assert!(matches!(reply(line.as_bytes(), 2, TREE_BYTES), Ok(Reply::Result(_))));
+        assert!(reply(line.as_bytes(), 2, TREE_BYTES / 4).unwrap_err().contains("memory_max"), "with less memory");
     }
 
     #[test]
@@ -351,7 +346,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_line_is_a_panic(line in proptest::collection::vec(any::<u8>(), 0..200), id in any::<u64>()) {
-            if let Ok(Reply::Result(value)) = reply(&line, id) {
+            if let Ok(Reply::Result(value)) = reply(&line, id, TREE_BYTES) {
                 drop(listing(&server(), value));
             }
         }

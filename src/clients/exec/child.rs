@@ -7,7 +7,6 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteEx
 use tokio::process::{ChildStdin, Command};
 use tracing::{info, warn};
 
-use crate::clients::answer_memory::{AnswerMemory, AnswerPermit};
 use crate::model::{ServerName, printable, reported_text};
 
 use super::answer::{self, Reply};
@@ -108,14 +107,12 @@ impl Child {
         self.group.as_raw_nonzero().get()
     }
 
-    /// Sends a request, and reads until its answer, whose memory it waits for. Not cancel-safe: a child whose call was dropped has to be
+    /// Sends a request, and reads until its answer. Not cancel-safe: a child whose call was dropped has to be
     /// dropped too.
-    pub async fn call(
-        &mut self,
-        method: &str,
-        params: Option<Value>,
-        answers: &AnswerMemory,
-    ) -> Result<(Value, AnswerPermit), Failure> {
+    ///
+    /// # Errors
+    /// Among others, an answer that takes more than `tree_bytes_max` as a tree.
+    pub async fn call(&mut self, method: &str, params: Option<Value>, tree_bytes_max: usize) -> Result<Value, Failure> {
         self.last_id += 1;
         let mut request = json!({"jsonrpc": "2.0", "id": self.last_id, "method": method});
         if let Some(params) = params {
@@ -137,17 +134,13 @@ impl Child {
                     Err(error) => return Err(ended(process, &error.to_string()).await),
                 },
                 line = output.next() => match line {
-                    Ok(Some(line)) => {
-                        let bytes = answer::memory_bytes(&line, answers.answer_bytes_max());
-                        let memory = answers.take(bytes.map_err(Failure::Invalid)?).await;
-                        match answer::reply(&line, *last_id).map_err(Failure::Invalid)? {
-                        Reply::Result(value) if is_written => return Ok((value, memory)),
+                    Ok(Some(line)) => match answer::reply(&line, *last_id, tree_bytes_max).map_err(Failure::Invalid)? {
+                        Reply::Result(value) if is_written => return Ok(value),
                         // What is written before the whole request was read is an answer to something else.
                         Reply::Result(_) => return Err(Failure::Invalid("it answered before any request".to_owned())),
                         Reply::Refusal { code, message } => return Err(Failure::Refused { code, message }),
                         Reply::Other => {}
-                        }
-                    }
+                    },
                     Ok(None) => return Err(ended(process, "it closed its output").await),
                     Err(TooLong) => {
                         return Err(Failure::Invalid(format!("a line of more than {LINE_BYTES_MAX} bytes")));

@@ -30,8 +30,9 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::clients::answer_memory::{AnswerMemory, AnswerPermit};
-use crate::model::{Action, Add, AddSource, Covers, Details, InfoHash, Listing, Parts, ServerStats, reported_text};
+use crate::model::{
+    Action, Add, AddSource, Covers, Details, InfoHash, Listing, MemoryShares, Parts, ServerStats, reported_text,
+};
 use crate::port::{Applied, Capabilities, ClientError, Scope, TorrentClient};
 
 pub use settings::Settings;
@@ -53,7 +54,8 @@ const STABLE_AFTER: Duration = Duration::from_secs(60);
 /// The client of one program.
 pub struct ExecClient {
     settings: Settings,
-    answers: AnswerMemory,
+    /// Memory that an answer may take as a tree.
+    tree_bytes_max: usize,
     running: tokio::sync::Mutex<Running>,
     /// The reason why the last listing left torrents out, so that it is logged once.
     listing_defect: Mutex<Option<String>>,
@@ -80,17 +82,18 @@ struct Started {
 impl ExecClient {
     /// A client whose program is not started yet.
     pub fn new(settings: Settings) -> Self {
-        Self {
+        let client = Self {
             settings,
-            answers: AnswerMemory::default(),
+            tree_bytes_max: 0,
             running: tokio::sync::Mutex::default(),
             listing_defect: Mutex::default(),
-        }
+        };
+        client.with_answer_bytes(MemoryShares::default().answer)
     }
 
-    /// Shares the memory of answers with other clients.
-    pub fn with_answers(self, answers: AnswerMemory) -> Self {
-        Self { answers, ..self }
+    /// Sets the share of the memory that an answer may take; as a tree half as much again, because that is short-lived.
+    pub fn with_answer_bytes(self, bytes: usize) -> Self {
+        Self { tree_bytes_max: bytes / 2 * 3, ..self }
     }
 
     /// Makes one exchange, starting the program if it does not run.
@@ -99,13 +102,13 @@ impl ExecClient {
         let mut running = self.running.lock().await;
         let limit = self.settings.timeout;
         let exchange = async {
-            let started = running.started(&self.settings, &self.answers).await?;
+            let started = running.started(&self.settings, self.tree_bytes_max).await?;
             if started.methods.as_ref().is_some_and(|methods| !methods.iter().any(|known| known == method)) {
                 return Err(Failure::Unsupported);
             }
-            let called = started.child.call(method, params, &self.answers).await;
-            let (result, memory) = called.map_err(Failure::of_request)?;
-            Ok((result, Responder { run: started.run.clone(), name: started.name.clone(), _memory: memory }))
+            let called = started.child.call(method, params, self.tree_bytes_max).await;
+            let result = called.map_err(Failure::of_request)?;
+            Ok((result, Responder { run: started.run.clone(), name: started.name.clone() }))
         };
         // The start of the program counts, too: one that hangs in `initialize` is as silent as any other.
         let outcome = match tokio::time::timeout(limit, exchange).await {
@@ -217,12 +220,10 @@ fn check_custom(action: &Action) -> Result<(), ClientError> {
 struct Responder {
     run: String,
     name: Option<String>,
-    /// Of the answer, for as long as it is read.
-    _memory: AnswerPermit,
 }
 
 impl Running {
-    async fn started(&mut self, settings: &Settings, answers: &AnswerMemory) -> Result<&mut Started, Failure> {
+    async fn started(&mut self, settings: &Settings, tree_bytes_max: usize) -> Result<&mut Started, Failure> {
         if self.child.is_none() {
             if let Some(wait) = self.not_before.and_then(|at| at.checked_duration_since(Instant::now())) {
                 let how = format!("it ended {} times, next start in {} s", self.failures, wait.as_secs() + 1);
@@ -231,8 +232,8 @@ impl Running {
             let mut child = Child::start(settings).map_err(Failure::NotStarted)?;
             let params = json!({"protocol": PROTOCOL, "server": settings.server});
             let id = child.id();
-            let (initialized, child) = match child.call("initialize", Some(params), answers).await {
-                Ok((result, _)) => (answer::initialized(&result).map_err(Failure::Invalid)?, child),
+            let (initialized, child) = match child.call("initialize", Some(params), tree_bytes_max).await {
+                Ok(result) => (answer::initialized(&result).map_err(Failure::Invalid)?, child),
                 // `initialize` is optional: a script of a few lines answers it like every unknown method.
                 Err(Failure::Refused { .. }) => (answer::Initialized::default(), child),
                 Err(failure) => {

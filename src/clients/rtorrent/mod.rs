@@ -52,8 +52,7 @@ use self::calls::{Call, Fault, Unreadable, Value};
 use self::map::TorrentRow;
 use self::probe::Probe;
 use self::settings::Settings;
-use self::transport::{Answer, Transport, WireFormat};
-use crate::clients::answer_memory::AnswerMemory;
+use self::transport::{Transport, WireFormat};
 use crate::model::{
     Action, Content, Details, InfoHash, Interner, Limits, Listing, Parts, Verb, printable, reported_text,
 };
@@ -118,9 +117,10 @@ impl RtorrentClient {
         Ok(Self { settings, transport, exchanges: Semaphore::new(1), state: Mutex::default() })
     }
 
-    /// Shares the memory of answers with other clients.
-    pub fn with_answers(self, answers: AnswerMemory) -> Self {
-        Self { transport: self.transport.with_answers(answers), ..self }
+    /// Sets the largest answer that is read.
+    pub fn with_answer_bytes(mut self, bytes: usize) -> Self {
+        self.transport.answer_bytes_max = bytes;
+        self
     }
 
     async fn access(&self) -> Access<'_> {
@@ -152,19 +152,8 @@ impl RtorrentClient {
 
 impl Access<'_> {
     /// One exchange. After a failure the server is probed again before the next listing.
-    async fn exchange(&self, format: WireFormat, body: &[u8], limit: Duration) -> Result<Answer, ClientError> {
-        self.exchange_of(format, body, limit, 0).await
-    }
-
-    /// The same, for an answer of an expected size.
-    async fn exchange_of(
-        &self,
-        format: WireFormat,
-        body: &[u8],
-        limit: Duration,
-        expected: usize,
-    ) -> Result<Answer, ClientError> {
-        let answer = self.client.transport.exchange(format, body, limit, expected).await;
+    async fn exchange(&self, format: WireFormat, body: &[u8], limit: Duration) -> Result<Vec<u8>, ClientError> {
+        let answer = self.client.transport.exchange(format, body, limit).await;
         if answer.is_err() {
             // What answers next may be another version.
             self.client.state().probe = None;

@@ -6,7 +6,6 @@
 //! is complete, as long as its header said, is checked here.
 
 use std::io::{self, ErrorKind};
-use std::ops::Deref;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,9 +17,8 @@ use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 use super::settings::{Endpoint, Settings};
-use crate::clients::answer_memory::{AnswerMemory, AnswerPermit};
 use crate::connect::{CONNECT_TIMEOUT, connect};
-use crate::model::{error_chain, printable};
+use crate::model::{MemoryShares, error_chain, printable};
 use crate::port::ClientError;
 use crate::tls::{self, TlsError};
 
@@ -49,22 +47,8 @@ impl WireFormat {
 pub(super) struct Transport {
     address: String,
     route: Route,
-    answers: AnswerMemory,
-}
-
-/// An answer, with its memory.
-#[derive(Debug)]
-pub(super) struct Answer {
-    bytes: Vec<u8>,
-    _memory: AnswerPermit,
-}
-
-impl Deref for Answer {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.bytes
-    }
+    /// Maximum size of an answer.
+    pub(super) answer_bytes_max: usize,
 }
 
 #[derive(Debug)]
@@ -91,40 +75,26 @@ impl Transport {
             }
         };
         let address = printable(settings.endpoint.to_string().as_bytes());
-        Ok(Self { address, route, answers: AnswerMemory::default() })
+        Ok(Self { address, route, answer_bytes_max: MemoryShares::default().answer })
     }
 
-    /// Shares the memory of answers with other clients.
-    pub(super) fn with_answers(self, answers: AnswerMemory) -> Self {
-        Self { answers, ..self }
-    }
-
-    /// Returns the size of the largest answer that is read.
-    pub(super) fn answer_bytes_max(&self) -> usize {
-        self.answers.answer_bytes_max()
-    }
-
-    /// Sends one request and returns the body of its answer, for which `expected` bytes of memory are waited for before
-    /// the time begins.
+    /// Sends one request and returns the body of its answer.
     pub(super) async fn exchange(
         &self,
         format: WireFormat,
         body: &[u8],
         limit: Duration,
-        expected: usize,
-    ) -> Result<Answer, ClientError> {
-        // Half at most: a server that claims any number of torrents, and hangs, leaves the rest to others.
-        let mut memory = self.answers.take(expected.min(self.answer_bytes_max() / 2)).await;
+    ) -> Result<Vec<u8>, ClientError> {
         let deadline = Instant::now() + limit;
         let exchange = async {
             match &self.route {
                 Route::Unix(path) => {
                     let mut stream = self.connect(limit, UnixStream::connect(path)).await?;
-                    self.scgi(&mut stream, format, body, &mut memory).await
+                    self.scgi(&mut stream, format, body).await
                 }
                 Route::Tcp { host, port } => {
                     let mut stream = self.connect(limit, connect(host, *port)).await?;
-                    self.scgi(&mut stream, format, body, &mut memory).await
+                    self.scgi(&mut stream, format, body).await
                 }
                 Route::Http { client, url, login } => {
                     let mut request = client
@@ -134,12 +104,11 @@ impl Transport {
                     if let Some((user, password)) = login {
                         request = request.basic_auth(user, Some(password.expose_secret()));
                     }
-                    self.http(request, body.len(), &mut memory).await
+                    self.http(request, body.len()).await
                 }
             }
         };
-        let bytes = tokio::time::timeout_at(deadline, exchange).await.map_err(|_| ClientError::Timeout { limit })??;
-        Ok(Answer { bytes, _memory: memory })
+        tokio::time::timeout_at(deadline, exchange).await.map_err(|_| ClientError::Timeout { limit })?
     }
 
     async fn connect<S>(
@@ -185,7 +154,6 @@ impl Transport {
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
         format: WireFormat,
         body: &[u8],
-        memory: &mut AnswerPermit,
     ) -> Result<Vec<u8>, ClientError> {
         let broken = |error: io::Error| {
             self.broken(format_args!(
@@ -214,10 +182,9 @@ impl Transport {
                 Err(reason) => return Err(self.protocol(reason)),
             }
         };
-        if length > self.answer_bytes_max() {
+        if length > self.answer_bytes_max {
             return Err(self.too_large(format_args!("{length}")));
         }
-        self.answers.grow(memory, length).await;
         answer.drain(..body_at);
         // In one step; the length was checked above, so a wrong header cannot make this large.
         answer.reserve(length.saturating_sub(answer.len()));
@@ -233,12 +200,7 @@ impl Transport {
         Ok(answer)
     }
 
-    async fn http(
-        &self,
-        request: reqwest::RequestBuilder,
-        sent_bytes: usize,
-        memory: &mut AnswerPermit,
-    ) -> Result<Vec<u8>, ClientError> {
+    async fn http(&self, request: reqwest::RequestBuilder, sent_bytes: usize) -> Result<Vec<u8>, ClientError> {
         let mut response = request.send().await.map_err(|error| self.http_error(error))?;
         let header = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         self.check_status(response.status(), header(header::WWW_AUTHENTICATE), sent_bytes)?;
@@ -246,17 +208,10 @@ impl Transport {
         if header(header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("text/html")) {
             return Err(self.web_page());
         }
-        let bytes_max = self.answer_bytes_max();
-        let stated = response.content_length().and_then(|bytes| usize::try_from(bytes).ok());
         let mut answer = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.http_error(error))? {
-            let length = answer.len() + chunk.len();
-            if length > bytes_max {
-                return Err(self.too_large(format_args!("more than {bytes_max}")));
-            }
-            if !memory.has(length) {
-                // Without a stated length it may become as large as any.
-                self.answers.grow(memory, stated.filter(|stated| *stated >= length).unwrap_or(bytes_max)).await;
+            if answer.len() + chunk.len() > self.answer_bytes_max {
+                return Err(self.too_large(format_args!("more than {}", self.answer_bytes_max)));
             }
             answer.extend_from_slice(&chunk);
         }
@@ -267,8 +222,10 @@ impl Transport {
     }
 
     fn too_large(&self, bytes: std::fmt::Arguments<'_>) -> ClientError {
-        let bytes_max = self.answer_bytes_max();
-        self.protocol(format_args!("the answer has {bytes} bytes, the limit by memory_max is {bytes_max}"))
+        self.protocol(format_args!(
+            "the answer has {bytes} bytes, the limit by memory_max is {}",
+            self.answer_bytes_max
+        ))
     }
 
     fn web_page(&self) -> ClientError {
@@ -389,11 +346,7 @@ mod tests {
     use super::*;
 
     fn transport() -> Transport {
-        Transport {
-            address: "unix:///test".to_owned(),
-            route: Route::Unix("/test".into()),
-            answers: AnswerMemory::default(),
-        }
+        Transport { address: "unix:///test".to_owned(), route: Route::Unix("/test".into()), answer_bytes_max: 64 << 20 }
     }
 
     const ANSWER: &[u8] = b"Status: 200 OK\r\nContent-Type: text/xml\r\nContent-Length: 11\r\n\r\nhello world";
@@ -411,15 +364,11 @@ mod tests {
 
     /// To be called with the clock paused: time advances only while both sides wait, however slow the machine is.
     async fn exchange(answer: &[u8]) -> Result<Vec<u8>, ClientError> {
-        Ok(exchange_over(&transport(), answer).await?.bytes)
-    }
-
-    async fn exchange_over(transport: &Transport, answer: &[u8]) -> Result<Answer, ClientError> {
         let (mut near, far) = duplex(64);
-        let mut memory = transport.answers.take(0).await;
+        let transport = transport();
         let (result, ()) = tokio::join!(
             async {
-                let result = transport.scgi(&mut near, WireFormat::Xml, b"?", &mut memory).await;
+                let result = transport.scgi(&mut near, WireFormat::Xml, b"?").await;
                 drop(near);
                 result
             },
@@ -428,27 +377,7 @@ mod tests {
                 let _gone = tokio::time::timeout(Duration::from_secs(5), answer_with(far, answer)).await.is_err();
             }
         );
-        Ok(Answer { bytes: result?, _memory: memory })
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_large_answer_is_read_when_others_were_and_a_small_one_at_once() {
-        let transport = Transport { answers: AnswerMemory::new(1 << 20, 2), ..transport() };
-        let answer = |bytes: usize| {
-            [format!("Status: 200 OK\r\nContent-Length: {bytes}\r\n\r\n").into_bytes(), vec![b'x'; bytes]].concat()
-        };
-        let (large, small) = (answer(600 << 10), answer(60 << 10));
-        let first = exchange_over(&transport, &large).await.unwrap();
-        assert_eq!(exchange_over(&transport, &small).await.unwrap().len(), 60 << 10);
-        let mut second = std::pin::pin!(exchange_over(&transport, &large));
-        assert!(
-            tokio::time::timeout(Duration::from_secs(2), &mut second).await.is_err(),
-            "both are more than there is"
-        );
-        drop(first);
-        assert_eq!(second.await.unwrap().len(), 600 << 10);
-        let refused = exchange_over(&transport, &answer(1 << 20)[..60]).await.unwrap_err().to_string();
-        assert!(refused.contains("memory_max"), "{refused}");
+        result
     }
 
     #[test]
@@ -486,9 +415,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let listener = tokio::net::UnixListener::bind(&path).unwrap();
-        let transport = Transport { address: String::new(), route: Route::Unix(path), ..transport() };
+        let transport = Transport { route: Route::Unix(path), ..transport() };
         let limit = Duration::from_secs(3);
-        let (result, read) = tokio::join!(transport.exchange(WireFormat::Xml, b"?", limit, 0), async {
+        let (result, read) = tokio::join!(transport.exchange(WireFormat::Xml, b"?", limit), async {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut all = Vec::new();
             stream.read_to_end(&mut all).await.unwrap()
@@ -498,21 +427,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_server_that_claims_any_number_of_torrents_and_hangs_leaves_half_of_the_memory() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
-        let _hanging = tokio::net::UnixListener::bind(&path).unwrap();
-        let transport = Transport { route: Route::Unix(path), ..transport() };
-        let claimed = transport.exchange(WireFormat::Xml, b"?", Duration::from_secs(60), usize::MAX);
-        let mut claimed = std::pin::pin!(claimed);
-        assert!(tokio::time::timeout(Duration::from_secs(1), &mut claimed).await.is_err());
-        let others = transport.answers.take(transport.answer_bytes_max() / 2);
-        assert!(tokio::time::timeout(Duration::from_secs(1), others).await.is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
     async fn rule_2_an_answer_over_the_limit_is_not_read() {
-        let answer = format!("Status: 200 OK\r\nContent-Length: {}\r\n\r\n", transport().answer_bytes_max() + 1);
+        let answer = format!("Status: 200 OK\r\nContent-Length: {}\r\n\r\n", transport().answer_bytes_max + 1);
         let said = exchange(answer.as_bytes()).await.unwrap_err().to_string();
         assert!(said.contains("limit"), "{said}");
     }
@@ -571,9 +487,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_socket_is_named_with_what_to_do() {
-        let transport =
-            Transport { address: "unix:///nowhere".to_owned(), route: Route::Unix("/nowhere/x".into()), ..transport() };
-        let error = transport.exchange(WireFormat::Xml, b"", Duration::from_secs(5), 0).await.unwrap_err();
+        let (address, route) = ("unix:///nowhere".to_owned(), Route::Unix("/nowhere/x".into()));
+        let transport = Transport { address, route, ..transport() };
+        let error = transport.exchange(WireFormat::Xml, b"", Duration::from_secs(5)).await.unwrap_err();
         let said = error_chain(&error);
         assert!(said.contains("unix:///nowhere") && said.contains("is rTorrent running"), "{said}");
     }

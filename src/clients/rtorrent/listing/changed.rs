@@ -206,7 +206,7 @@ async fn ask(
     let names = calls.len() - query.named.len() * fields.len();
     let reader = ChangeReader::new(fields, names, &query.named, settings.extra.len());
     let format = format(access, probe);
-    let Some((reader, _)) = exchange(access, probe, format, &calls, (settings.timeout, 0), reader).await? else {
+    let Some((reader, _)) = exchange(access, probe, format, &calls, settings.timeout, reader).await? else {
         return Ok(None);
     };
     if let Some(fault) = reader.fault {

@@ -56,10 +56,8 @@ async fn read_as(
     };
     // rTorrent takes about 45 µs for each torrent, and its machine may do other work, too.
     let limit = settings.timeout + time_for(count);
-    let estimate = usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(row_bytes);
-    let parts = deal_out(&fields, estimate, part_bytes_max(access));
+    let parts = deal_out(&fields, count, row_bytes, part_bytes_max(access));
     let parts_count = parts.len();
-    let expected = estimate / parts_count;
 
     let mut rows = BTreeMap::new();
     let mut first_counters = None;
@@ -68,8 +66,7 @@ async fn read_as(
     for (place, part) in parts.into_iter().enumerate() {
         let calls = Counters::calls_with(with_columns(Call::global("d.multicall2").text("main"), &part));
         let reader = PartReader::new(part, place, settings.extra.len(), rows);
-        let Some((reader, answer_bytes)) = exchange(access, probe, format, &calls, (limit, expected), reader).await?
-        else {
+        let Some((reader, answer_bytes)) = exchange(access, probe, format, &calls, limit, reader).await? else {
             return Ok(None);
         };
         if let Some(fault) = reader.fault {
@@ -110,7 +107,8 @@ fn time_for(count: u64) -> Duration {
 }
 
 /// Deals the columns out to as many exchanges as keep each answer below `bytes_max`.
-fn deal_out(fields: &[Field], estimate: usize, bytes_max: usize) -> Vec<Vec<Field>> {
+fn deal_out(fields: &[Field], count: u64, row_bytes: usize, bytes_max: usize) -> Vec<Vec<Field>> {
+    let estimate = usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(row_bytes);
     let parts = estimate.div_ceil(bytes_max).clamp(1, fields.len().max(1));
     // One by one, so that the columns with long texts, which are neighbours, do not meet in one part.
     let mut dealt = vec![Vec::new(); parts];
@@ -217,23 +215,14 @@ mod tests {
 
     #[test]
     fn rule_2_no_answer_can_get_near_the_size_that_aborts_rtorrent() {
-        let of = |count: usize| count * 1600;
-        let sizes = [
-            (0, 1, 1),
-            (of(5_000), 1, 2),
-            (of(20_000), 1, 8),
-            (of(50_000), 3, 20),
-            (of(69_000), 4, 27),
-            (usize::MAX, 32, 32),
-        ];
-        for (estimate, expected, with_little) in sizes {
-            let parts = deal_out(&fields(), estimate, 32 << 20);
-            assert_eq!(parts.len(), expected, "{estimate}");
-            assert_eq!(
-                deal_out(&fields(), estimate, 4 << 20).len(),
-                with_little,
-                "{estimate} with 32 MiB for everything"
-            );
+        for (count, row_bytes, expected) in
+            [(0, 1600, 1), (5_000, 1600, 1), (20_000, 1600, 1), (50_000, 1600, 3), (69_000, 1600, 4), (u64::MAX, 1, 32)]
+        {
+            let parts = deal_out(&fields(), count, row_bytes, 32 << 20);
+            assert_eq!(parts.len(), expected, "{count} of {row_bytes}");
+            let with_little = deal_out(&fields(), count, row_bytes, 8 << 20).len();
+            assert!((expected..=4 * expected).contains(&with_little), "{count} of {row_bytes}: {with_little}");
+            assert_eq!(with_little > 1, count > 5_000, "{count} of {row_bytes}");
             let mut dealt: Vec<String> = parts.iter().flatten().map(Field::command).collect();
             let mut all: Vec<String> = fields().iter().map(Field::command).collect();
             dealt.sort();

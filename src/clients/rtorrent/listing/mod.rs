@@ -26,7 +26,7 @@ use self::trackers::{Hosts, TrackerCache};
 use super::calls::{Answers, Call, Unreadable};
 use super::map::{self, Field, TorrentRow};
 use super::probe::Probe;
-use super::transport::{Answer, WireFormat};
+use super::transport::WireFormat;
 use super::{Access, jsonrpc, xmlrpc};
 use crate::model::{Covers, InfoHash, Listing, ServerStats};
 use crate::port::{ClientError, Scope};
@@ -154,7 +154,7 @@ fn listing(access: &Access<'_>, probe: &Probe, raw: RawListing, hosts: &Hosts, f
 
 /// Returns the estimated size at which an answer is split: half of what is read at most.
 fn part_bytes_max(access: &Access<'_>) -> usize {
-    access.client.transport.answer_bytes_max() / 2
+    access.client.transport.answer_bytes_max / 2
 }
 
 /// The hash of each torrent, and these columns.
@@ -171,21 +171,21 @@ fn format(access: &Access<'_>, probe: &Probe) -> WireFormat {
 
 /// Makes calls that hold nothing but text and numbers, and reads the answer into `reader`.
 ///
-/// `expected` is the size of the answer, for which memory is waited for. Returns the reader and the size of the answer; `None` if the server refuses to answer as JSON, which it
+/// Returns the reader and the size of the answer; `None` if the server refuses to answer as JSON, which it
 /// then does until it restarts.
 async fn exchange<R: Answers + Send + 'static>(
     access: &Access<'_>,
     probe: &Probe,
     format: WireFormat,
     calls: &[Call],
-    (limit, expected): (Duration, usize),
+    limit: Duration,
     reader: R,
 ) -> Result<Option<(R, usize)>, ClientError> {
     let body = match format {
         WireFormat::Xml => xmlrpc::write(calls),
         WireFormat::Json => jsonrpc::write(calls).expect("a listing's request has no bytes to send"),
     };
-    let answer = access.exchange_of(format, &body, limit, expected).await?;
+    let answer = access.exchange(format, &body, limit).await?;
     let answer_bytes = answer.len();
     match decode(format, answer, reader).await? {
         (Ok(()), reader) => Ok(Some((reader, answer_bytes))),
@@ -200,7 +200,7 @@ async fn exchange<R: Answers + Send + 'static>(
 
 async fn decode<R: Answers + Send + 'static>(
     format: WireFormat,
-    answer: Answer,
+    answer: Vec<u8>,
     mut reader: R,
 ) -> Result<(Result<(), Unreadable>, R), ClientError> {
     // Decoding megabytes takes longer than a task may keep a thread of the runtime.

@@ -21,9 +21,9 @@ const SINGLY_MAX: usize = 64;
 const UNGUARDED_MAX: usize = 4;
 /// Torrents up to which the trackers of all are read in one listing.
 const AT_ONCE_MAX: usize = 20_000;
-/// Trackers that are read in one exchange. Their URLs have 255 bytes at most ([`Guard`]), so the answer stays below what
-/// is read.
-const TRACKERS_MAX: u64 = 150_000;
+/// Bytes that are reckoned for a tracker of an answer, of which most are the URL ([`Guard`]: 255 at most) and XML: 150,000
+/// trackers of the largest answer.
+const TRACKER_BYTES: usize = 447;
 /// Time for which listings do without trackers after reading them failed.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(60);
 /// Time allowed for the listing of all trackers, beyond the timeout: 20,000 torrents at a millisecond each.
@@ -59,7 +59,7 @@ struct KnownTracker {
 /// Returns the tracker host of each listed torrent, reading those that are not known.
 pub(super) async fn hosts(access: &Access<'_>, probe: &Probe, raw: &RawListing) -> Result<Hosts, ClientError> {
     let mut hosts = Hosts::with_capacity(raw.rows.len());
-    let mut unknown = Vec::new();
+    let (mut unknown, trackers_max) = (Vec::new(), trackers_max(access));
     let is_paused = {
         let cache = &mut access.client.state().listing.trackers;
         if raw.covers == Covers::All {
@@ -73,7 +73,7 @@ pub(super) async fn hosts(access: &Access<'_>, probe: &Probe, raw: &RawListing) 
                     hosts.insert(*hash, known.host.clone());
                 }
                 // A torrent with so many is shown without a tracker, rather than that it costs the listing.
-                _ if row.tracker_size > TRACKERS_MAX => drop(hosts.insert(*hash, None)),
+                _ if row.tracker_size > trackers_max => drop(hosts.insert(*hash, None)),
                 _ => unknown.push(*hash),
             }
         }
@@ -82,11 +82,13 @@ pub(super) async fn hosts(access: &Access<'_>, probe: &Probe, raw: &RawListing) 
     let result = match unknown.len() {
         0 => return Ok(hosts),
         _ if is_paused => return Ok(hosts),
-        many if many > SINGLY_MAX && fit_at_once(raw) && probe.has_guards() => hosts_at_once(access).await,
+        many if many > SINGLY_MAX && fit_at_once(raw, trackers_max) && probe.has_guards() => {
+            hosts_at_once(access).await
+        }
         // The others follow with the next listings.
         _ => {
             let count_max = if probe.has_guards() { SINGLY_MAX } else { UNGUARDED_MAX };
-            hosts_singly(access, probe, within_one_exchange(raw, &unknown, count_max)).await
+            hosts_singly(access, probe, within_one_exchange(raw, &unknown, count_max, trackers_max)).await
         }
     };
     let ClientState { listing, interner, .. } = &mut *access.client.state();
@@ -110,20 +112,30 @@ pub(super) async fn hosts(access: &Access<'_>, probe: &Probe, raw: &RawListing) 
     }
 }
 
+/// Returns how many trackers are read in one exchange.
+fn trackers_max(access: &Access<'_>) -> u64 {
+    (access.client.transport.answer_bytes_max / TRACKER_BYTES) as u64
+}
+
 /// Returns whether the trackers of all torrents fit into one answer.
-fn fit_at_once(raw: &RawListing) -> bool {
+fn fit_at_once(raw: &RawListing, trackers_max: u64) -> bool {
     let trackers = raw.rows.values().fold(0_u64, |sum, row| sum.saturating_add(row.tracker_size));
-    raw.rows.len() <= AT_ONCE_MAX && trackers <= TRACKERS_MAX
+    raw.rows.len() <= AT_ONCE_MAX && trackers <= trackers_max
 }
 
 /// Returns the first torrents, whose trackers fit into one answer.
-fn within_one_exchange<'h>(raw: &RawListing, hashes: &'h [InfoHash], count_max: usize) -> &'h [InfoHash] {
+fn within_one_exchange<'h>(
+    raw: &RawListing,
+    hashes: &'h [InfoHash],
+    count_max: usize,
+    trackers_max: u64,
+) -> &'h [InfoHash] {
     let sizes = hashes.iter().map(|hash| raw.rows.get(hash).map_or(0, |row| row.tracker_size));
     let sums = sizes.scan(0_u64, |sum, size| {
         *sum = sum.saturating_add(size);
         Some(*sum)
     });
-    &hashes[..sums.take(count_max).take_while(|sum| *sum <= TRACKERS_MAX).count()]
+    &hashes[..sums.take(count_max).take_while(|sum| *sum <= trackers_max).count()]
 }
 
 /// Returns the column of the URL, which is left out if it is long: a tracker without a host then. Without guards it is not.
