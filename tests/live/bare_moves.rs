@@ -566,6 +566,7 @@ async fn a_torrent_whose_move_ends_without_an_answer_goes_on_when_the_client_ans
     world.home.process().unpause().unwrap();
     world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
     assert_empty(&world, content.hash, &world.home.downloads.join("new"), "1", "1").await;
+    world.database().until("the command has ended", |database| database.begun_commands() == 0).await;
     let held = ["dtorrent_held", "dtorrent_home"];
     for key in held {
         let hash = content.hash.to_rpc();
