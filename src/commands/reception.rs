@@ -23,8 +23,8 @@ pub(super) struct ReceptionReporter {
     is_observed: bool,
 }
 
-/// What was not logged yet. Two, because a refusal often begins with the restart of a broker: the lost connection must not
-/// be all that is logged.
+/// Throttles of the log. Two, because a refusal often begins with the restart of a broker: the lost connection must not be
+/// all that is logged.
 #[derive(Default)]
 struct Throttles {
     failures: LogThrottle,

@@ -33,7 +33,7 @@ impl TreeMemory {
     }
 }
 
-/// Of the default share.
+/// The share of the default budget.
 impl Default for TreeMemory {
     fn default() -> Self {
         Self::new(MemoryShares::default().trees)

@@ -19,7 +19,7 @@ use crate::port::{LoggedCommand, StoreError};
 
 /// Time for what goes on behind a result, beyond which nothing more is deleted.
 const WIND_UP_TIMEOUT_MS: u64 = 24 * 3_600_000;
-/// What is said then.
+/// The state of the torrents of such a command, for its result and the log.
 const TOO_OLD: &str = "what it had begun to delete is not completed, because nobody waits for that after a day: a torrent \
                        whose files are partly gone stays stopped, and others go on as before";
 

@@ -1,6 +1,6 @@
 //! The memory that queues and buffers may take, and the share of each.
 //!
-//! What the snapshot takes comes on top, because that follows from what is monitored. Shares are of 32 parts:
+//! The memory of the snapshot comes on top, because that follows from what is monitored. Shares are of 32 parts:
 //!
 //! ```text
 //! commands that wait  ████              among the origins: each broker, HTTP
@@ -24,7 +24,7 @@ pub struct MemoryBudget {
     bytes: usize,
 }
 
-/// Those among whom a budget is divided.
+/// The holders among whom a budget is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holders {
     /// Origins of commands: each broker, and HTTP.
@@ -79,11 +79,11 @@ const EVENT_PLACES: usize = 5;
 /// Bytes of bodies after which a page from the store ends, with the item with which it holds them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageBytes {
-    /// Of journal entries.
+    /// Page of journal entries.
     pub entries: usize,
-    /// Of results.
+    /// Page of results.
     pub results: usize,
-    /// Of bodies of unfinished commands.
+    /// Page of the bodies of unfinished commands.
     pub commands: usize,
 }
 

@@ -46,7 +46,7 @@ pub struct MqttCommands {
     session: OnDemand<Session, ConnectionError>,
     /// Whether this run has subscribed to everything, so that a session that the broker still holds has exactly our filters.
     has_subscribed: bool,
-    /// Called when other topics are refused than it was told last on this connection.
+    /// Called when other topics are refused than at the last call on this connection.
     observer: Option<(SubscriptionObserver, Option<Vec<RefusedFilter>>)>,
     /// Raised for one connection after a command arrived that was larger than we accept.
     packet_bytes_max: u32,
