@@ -14,7 +14,7 @@ use super::padding::Padding;
 use super::pending_effects::EffectWaiter;
 use super::results::ResultBody;
 use crate::model::{
-    Action, Add, AddRequest, AddSource, CommandError, ErrorCode, InfoHash, OutcomeStatus, Parts, Status, Torrent,
+    Action, Add, AddRequest, AddSource, CommandError, ErrorCode, InfoHash, Move, OutcomeStatus, Parts, Status, Torrent,
     TorrentOutcome, is_at_or_below,
 };
 use crate::port::ClientError;
@@ -184,8 +184,20 @@ impl Execution<'_> {
         info!(server = %self.parts.server, id = %self.command.id, torrents, reason, "client busy, command waits");
     }
 
+    /// Registers what the client is about to be asked for.
     pub(super) fn expect(&self, action: &Action) -> EffectWaiter<'_> {
-        self.parts.pending_effects.expect(&self.command.id, action, self.status(action.hash()))
+        let was_paused = match action {
+            // By now it may be held.
+            Action::Move(Move { was_paused, .. }) => *was_paused,
+            Action::Recheck(hash) => self.status(*hash) == Some(Status::Paused),
+            _ => false,
+        };
+        self.expect_of(action, was_paused)
+    }
+
+    /// The same, of a torrent that was paused, or was not, before this command.
+    pub(super) fn expect_of(&self, action: &Action, was_paused: bool) -> EffectWaiter<'_> {
+        self.parts.pending_effects.expect(&self.command.id, action, was_paused)
     }
 
     /// The outcome of a dry run, which knows the snapshot and asks the client for no change.
@@ -220,7 +232,7 @@ impl Execution<'_> {
             return added;
         }
         let body = match added {
-            Ok(body) if !was_there => match self.insist(&Action::Delete(hash)).await {
+            Ok(body) if !was_there => match self.restore(&[Action::Delete(hash)], false).await {
                 Ok(()) => body,
                 Err(Failure::Command(kept)) => return Ok(left_behind(hash, body, &kept)),
                 Err(failure) => return Err(failure),

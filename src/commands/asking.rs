@@ -143,8 +143,9 @@ impl<'a> Request<'a> {
             }
             Answer::Failed(error) => Stage::Done(TorrentOutcome::failed(hash, command_error(&error))),
         };
-        // While the client is only busy, an event is not of this command.
-        if matches!(stage, Stage::Asked { .. } | Stage::Lost(_)) {
+        // While the client is only busy, an event is not of this command, unless it holds the torrent for a move by then.
+        let may_be_held = matches!((&stage, &self.action), (Stage::Busy(_), Action::Move(_)));
+        if may_be_held || matches!(stage, Stage::Asked { .. } | Stage::Lost(_)) {
             self.effect = Some(effect);
         }
         if let Some(effect) = &self.effect {
@@ -204,19 +205,12 @@ impl Execution<'_> {
     /// at the new place has forgotten what it has, so it looks again.
     async fn release_refused(&self, requests: &[&mut Request<'_>], answers: &[Result<Applied, ClientError>]) {
         for (request, answer) in requests.iter().zip(answers) {
-            let (Action::Move(Move { hash, .. }), Err(error)) = (&request.action, answer) else { continue };
-            if matches!(error, ClientError::Precondition { .. } | ClientError::Fault { .. }) {
-                self.try_step(&Action::Release(*hash)).await;
-                self.try_step(&Action::Recheck(*hash)).await;
+            let (Action::Move(Move { hash, was_paused, .. }), Err(error)) = (&request.action, answer) else { continue };
+            if matches!(error, ClientError::Precondition { .. } | ClientError::Fault { .. })
+                && let Err(error) = self.restore(&[Action::Release(*hash), Action::Recheck(*hash)], *was_paused).await
+            {
+                warn!(server = %self.parts.server, id = %self.command.id, %hash, %error, "torrent not as before");
             }
-        }
-    }
-
-    /// Asks for a step that brings a torrent back to how it was.
-    pub(super) async fn try_step(&self, step: &Action) {
-        if let Err(error) = self.insist(step).await {
-            let hash = step.hash();
-            warn!(server = %self.parts.server, id = %self.command.id, %hash, %error, "torrent not as before");
         }
     }
 

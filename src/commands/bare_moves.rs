@@ -7,21 +7,20 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::actions::WhileBusy;
+use super::actions::{BUSY_PAUSE_MAX, BUSY_PAUSE_MIN, WhileBusy};
 use super::asking::{Request, Stage};
 use super::common::blocking;
 use super::errors::{client_gone, precondition, still_busy};
 use super::execution::{Attempt, Execution, Failure};
-use super::file_operations::place_in;
+use super::file_operations::{CurrentTorrent, place_in};
 use super::file_progress::not_begun;
 use super::files::FilePlan;
 use super::results::ResultBody;
 use super::roots::Roots;
 use crate::model::{
-    Action, CommandError, Content, ContentFile, ErrorCode, InfoHash, Move, Observed, OutcomeStatus, Status,
-    TorrentOutcome,
+    Action, CommandError, Content, ContentFile, ErrorCode, InfoHash, Move, OutcomeStatus, Status, TorrentOutcome,
 };
 use crate::port::ClientError;
 
@@ -32,7 +31,7 @@ impl Execution<'_> {
     /// Sets the directory of torrents whose files are there already, or have to be downloaded there.
     ///
     /// Each is asked for as soon as it was compared, so that what was found still holds and the time to live is kept. What
-    /// the client is busy with is asked for again when all others are.
+    /// the client is busy with is compared and asked for again when all others are.
     pub(super) async fn move_without_files(&self, directory: &str) -> Attempt<ResultBody> {
         let (mut requests, mut rows, mut hashes) = (Vec::<Request<'_>>::new(), Vec::new(), self.torrents()?);
         if !self.request.dry_run {
@@ -61,7 +60,7 @@ impl Execution<'_> {
                 }
             }
         }
-        self.ask_until_taken(&mut requests, WhileBusy::AskAgain).await?;
+        self.ask_busy_again(&mut requests, directory).await?;
         self.release_busy(&mut requests).await;
         let must_find = |request: &Request<'_>| match &request.action {
             Action::Move(Move { hash, must_find: Some(bytes), .. }) => Some((*hash, *bytes)),
@@ -101,10 +100,54 @@ impl Execution<'_> {
         let (roots, directory) = (self.parts.sources.roots.clone(), directory.to_owned());
         blocking(move || roots.make_directory(&directory)).await??;
         self.begin(hash).await?;
-        let mut request = [Request::new(action)];
-        self.ask_until_taken(&mut request, WhileBusy::Leave).await?;
-        let [request] = request;
+        let mut request = Request::new(action);
+        self.ask_to_move(&mut request).await?;
         Ok(Some(request))
+    }
+
+    /// Asks for a move that was compared.
+    async fn ask_to_move<'e>(&'e self, request: &mut Request<'e>) -> Attempt<()> {
+        self.ask_until_taken(std::slice::from_mut(request), WhileBusy::Leave).await?;
+        // One that is not held while it waits may be changed by others meanwhile.
+        if request.busy().is_some() && !self.current(request.action.hash()).await.is_ok_and(|current| current.is_held())
+        {
+            request.effect = None;
+        }
+        Ok(())
+    }
+
+    /// Asks again, as long as there is time, for what the client was busy with. What is at the new place is compared anew,
+    /// unless the client holds the torrent: by then it may have forgotten what it has.
+    async fn ask_busy_again<'e>(&'e self, requests: &mut [Request<'e>], directory: &str) -> Attempt<()> {
+        let (mut was_logged, mut pause) = (false, BUSY_PAUSE_MIN);
+        loop {
+            let mut busy: Vec<&mut Request<'e>> =
+                requests.iter_mut().filter(|request| request.busy().is_some()).collect();
+            let Some(reason) = busy.first().and_then(|request| request.busy()) else { return Ok(()) };
+            if !std::mem::replace(&mut was_logged, true) {
+                self.log_busy(busy.len(), reason);
+            }
+            sleep(pause).await;
+            pause = (2 * pause).min(BUSY_PAUSE_MAX);
+            for request in &mut busy {
+                if self.is_over() {
+                    return Ok(());
+                }
+                if request.effect.is_none() {
+                    match self.check_new_place(request.action.hash(), directory, false).await {
+                        Ok(Some(action)) => request.action = Action::Move(action),
+                        // It is being checked, or the client does not answer.
+                        Ok(None) | Err(Failure::Unreachable | Failure::Unanswered(_)) => continue,
+                        Err(Failure::Command(error)) => {
+                            request.fail(error);
+                            continue;
+                        }
+                        Err(failure @ Failure::Store(_)) => return Err(failure),
+                    }
+                }
+                self.ask_to_move(request).await?;
+            }
+        }
     }
 
     /// Checks that the client has found as much in the new directory as it had, when its check is over.
@@ -116,8 +159,8 @@ impl Execution<'_> {
         match self.within_verification(found).await {
             Some(found) if found >= must_find => Ok(()),
             Some(found) => Err(precondition(format!(
-                "the files in {directory} have the right sizes and other content: the client has checked them, and has {found} \
-                 of the {must_find} bytes that it had"
+                "the files in {directory} have the right sizes and other content: the client has checked them, and finds \
+                 {found} of {must_find} bytes of its content"
             ))),
             None => Err(CommandError::new(
                 ErrorCode::Unconfirmed,
@@ -139,14 +182,14 @@ impl Execution<'_> {
         }
     }
 
-    /// Returns the content of a torrent, and the torrent itself; `None` for one that is being checked, unless this may wait
-    /// for the end of the check: until then the client does not know what it has.
-    async fn known_content(&self, hash: InfoHash, may_wait: bool) -> Attempt<Option<(Content, Observed)>> {
+    /// Returns a torrent; `None` for one that is being checked, unless this may wait for the end of the check: until then
+    /// the client does not know what it has.
+    async fn current_unchecked(&self, hash: InfoHash, may_wait: bool) -> Attempt<Option<CurrentTorrent>> {
         loop {
             let asked = Instant::now();
-            let found = self.content(hash).await?;
-            if found.1.torrent.status != Status::Checking || self.request.dry_run {
-                return Ok(Some(found));
+            let current = self.current(hash).await?;
+            if current.torrent.status != Status::Checking || self.request.dry_run {
+                return Ok(Some(current));
             }
             if !may_wait {
                 return Ok(None);
@@ -173,17 +216,16 @@ impl Execution<'_> {
     /// Compares what a torrent has with what is in a directory to which it is moved without its files: where they differ,
     /// the client has to find out anew what it has. It would go on claiming what is not there, or not see what is.
     async fn check_new_place(&self, hash: InfoHash, directory: &str, may_wait: bool) -> Attempt<Option<Move>> {
-        let action = Move::new(hash, directory);
-        let (mut content, Observed { torrent, .. }) = match self.known_content(hash, may_wait).await {
-            Ok(Some(known)) => known,
-            Ok(None) => return Ok(None),
+        let Some(current) = self.current_unchecked(hash, may_wait).await? else { return Ok(None) };
+        let action = Move { was_paused: current.was_paused(), ..Move::new(hash, directory) };
+        let mut content = match self.content(&current).await {
+            Ok(content) => content,
             // A magnet link, or its names are not known exactly, so nobody can look for them.
             Err(Failure::Command(error)) if error.code == ErrorCode::Precondition && !error.retryable => {
                 return Ok(Some(action));
             }
             Err(failure) => return Err(failure),
         };
-        let action = Move { was_paused: torrent.status == Status::Paused, ..action };
         let place = place_in(directory, &content);
         // An interrupted command has set the directory, and perhaps nothing else.
         if content.directory == place && !self.command.begun.contains(&hash) {
@@ -191,8 +233,8 @@ impl Execution<'_> {
         }
         let before = std::mem::replace(&mut content.directory, place);
         let roots = self.parts.sources.roots.clone();
-        // One that is held already may have run before.
-        let may_overwrite = torrent.status != Status::Stopped || self.command.begun.contains(&hash);
+        let may_overwrite = !current.was_stopped();
+        let torrent = current.torrent;
         let is_elsewhere = before != content.directory;
         let check = move || {
             // Without its root this machine sees nothing of the directory; then the client alone can say.
@@ -210,11 +252,16 @@ impl Execution<'_> {
                 ))),
                 None if place.is_empty() || (is_elsewhere && place.has_files_of(&roots, old)) => Ok(action),
                 // Files of the same names and sizes may be others all the same, and the client would not notice.
-                None if torrent.downloaded == 0 => Ok(recheck),
-                None if may_overwrite && is_elsewhere && torrent.downloaded < torrent.length => Err(precondition(
-                    "the files there have the right sizes, and only a check by the client shows whether they are its content; \
+                None if may_overwrite && is_elsewhere && (1..torrent.length).contains(&torrent.downloaded) => {
+                    Err(precondition(
+                        "the files there have the right sizes, and only a check by the client shows whether they are its content; \
                      a torrent that runs and is not complete might write to them meanwhile: stop it first",
-                )),
+                    ))
+                }
+                None if torrent.downloaded == 0 && may_overwrite && is_elsewhere => {
+                    Ok(Move { must_find: Some(torrent.length), ..recheck })
+                }
+                None if torrent.downloaded == 0 => Ok(recheck),
                 None => Ok(Move { must_find: Some(torrent.downloaded), ..recheck }),
             }
         };

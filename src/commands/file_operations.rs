@@ -26,8 +26,8 @@ use super::files::FilePlan;
 use super::pending_effects::EffectWaiter;
 use super::results::ResultBody;
 use crate::model::{
-    Action, CommandError, Content, DeletedFiles, ErrorCode, InfoHash, Listing, Move, Observed, Operation,
-    OutcomeStatus, Parts, Status, Torrent, TorrentOutcome,
+    Action, CommandError, Content, DeletedFiles, Details, ErrorCode, Facts, InfoHash, Listing, Move, Observed,
+    Operation, OutcomeStatus, Parts, RunState, Status, Torrent, TorrentOutcome,
 };
 use crate::port::{ClientError, Scope};
 
@@ -36,6 +36,30 @@ const COMPARED_FILES_MAX: u64 = 20_000;
 
 /// Maximum time for a poll to name the events of a torrent that goes on.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A torrent as the client has it now.
+pub(super) struct CurrentTorrent {
+    pub torrent: Torrent,
+    facts: Facts,
+    /// How it ran before it was held, by this run or an earlier one.
+    held: Option<RunState>,
+}
+
+impl CurrentTorrent {
+    pub fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Whether it is paused, or was before it was held.
+    pub fn was_paused(&self) -> bool {
+        self.held.map_or(self.torrent.status == Status::Paused, |held| held == RunState::Paused)
+    }
+
+    /// Whether it is stopped, and was so before it was held.
+    pub fn was_stopped(&self) -> bool {
+        self.held.map_or(self.torrent.status == Status::Stopped, |held| held == RunState::Stopped)
+    }
+}
 
 /// The files of a torrent on this machine, and what the client says of them.
 struct Located {
@@ -181,17 +205,22 @@ impl Execution<'_> {
     /// Holds the torrent, moves its files, sets its directory: in this order no file is open while it moves.
     async fn move_with_files(&self, hash: InfoHash, directory: &str, listing: &Listing) -> Attempt<TorrentOutcome> {
         self.check(hash)?;
-        let (content, Observed { torrent, .. }) = self.content(hash).await?;
+        let current = self.current(hash).await?;
+        let content = self.content(&current).await?;
+        let to_directory = |directory: &str| Move { was_paused: current.was_paused(), ..Move::new(hash, directory) };
+        let action = Action::Move(to_directory(directory));
         if content.directory == place_in(directory, &content) {
             // Interrupted when only this was left to do.
             if self.command.is_started && !self.request.dry_run {
+                let effect = self.expect(&action);
                 self.insist(&Action::Release(hash)).await?;
+                self.confirm(effect).await?;
             }
             return Ok(TorrentOutcome::ok(hash));
         }
         let located = self.locate(hash, listing).await?;
         let is_checking = located.is_checking;
-        let home = home(&located.content)?;
+        let home = to_directory(&home(&located.content)?);
         let moving = self.plan_move(located, directory).await?;
         if self.request.dry_run {
             return Ok(TorrentOutcome::ok(hash));
@@ -200,13 +229,11 @@ impl Execution<'_> {
             return Err(untouched().into());
         }
         self.begin(hash).await?;
-        let was_paused = torrent.status == Status::Paused;
-        let action = Action::Move(Move { was_paused, ..Move::new(hash, directory) });
         let effect = self.expect(&action);
         let moved = self.move_held(hash, directory, listing, moving, is_checking).await;
         let moving = self.or_release(hash, moved).await?;
         if let Err(failure) = self.insist(&action).await {
-            return Err(self.move_back(hash, moving, home, failure).await);
+            return Err(self.move_back(moving, home, failure).await);
         }
         self.confirm(effect).await?;
         blocking(move || moving.check_done()).await??;
@@ -242,7 +269,7 @@ impl Execution<'_> {
 
     /// Moves the files back after the client has not taken their new directory; returns the failure to report, which is
     /// `unconfirmed` while the files stay at the new place.
-    async fn move_back(&self, hash: InfoHash, moving: FileMove, home: String, failure: Failure) -> Failure {
+    async fn move_back(&self, moving: FileMove, home: Move, failure: Failure) -> Failure {
         // Where the client does not answer, it may have taken the directory all the same: the files stay at the place
         // that it was given last, and the torrent is held.
         let is_refused = matches!(&failure, Failure::Command(error) if error.code != ErrorCode::Unconfirmed);
@@ -250,21 +277,27 @@ impl Execution<'_> {
             return failure;
         }
         // An attempt without an answer may have let it go on: files that the client has open are not touched.
-        if self.insist(&Action::Hold(hash)).await.is_err() {
+        if self.insist(&Action::Hold(home.hash)).await.is_err() {
             return unconfirmed().into();
         }
         match blocking(move || moving.undo()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) | Err(error) => return error.into(),
         }
-        match self.insist(&Action::Move(Move::new(hash, home))).await {
-            // A client that did not find the files at the new place has forgotten that it has them.
-            Ok(()) => match self.insist(&Action::Recheck(hash)).await {
-                Ok(()) => failure,
-                Err(worse) => worse,
-            },
-            Err(worse) => worse,
+        // A client that did not find the files at the new place has forgotten that it has them.
+        let (check, was_paused) = (Action::Recheck(home.hash), home.was_paused);
+        self.restore(&[Action::Move(home), check], was_paused).await.err().unwrap_or(failure)
+    }
+
+    /// Asks for the steps that bring a torrent back to how it was, and waits for the poll that names their events.
+    pub(super) async fn restore(&self, steps: &[Action], was_paused: bool) -> Attempt<()> {
+        let effects: Vec<EffectWaiter<'_>> = steps.iter().map(|step| self.expect_of(step, was_paused)).collect();
+        for step in steps {
+            self.insist(step).await?;
         }
+        effects.iter().for_each(EffectWaiter::asked);
+        self.see_released(effects).await;
+        Ok(())
     }
 
     /// Lets a held torrent go on as before if what was to be done with its files has failed. Its sender may have the result
@@ -279,8 +312,16 @@ impl Execution<'_> {
 
     /// Lets a held torrent go on as before; returns the effect that a poll has to show, if the client has let it.
     pub(super) async fn release_expected(&self, hash: InfoHash) -> Option<EffectWaiter<'_>> {
+        let was_paused = loop {
+            match self.current(hash).await {
+                Ok(current) => break current.was_paused(),
+                Err(Failure::Unreachable | Failure::Unanswered(_)) => self.client_answers().await,
+                // It is gone, for example.
+                Err(Failure::Command(_) | Failure::Store(_)) => break false,
+            }
+        };
         // Before the client is asked: a poll may show its events before its answer is here.
-        let effect = self.expect(&Action::Release(hash));
+        let effect = self.expect_of(&Action::Release(hash), was_paused);
         if !self.release(hash).await {
             return None;
         }
@@ -353,24 +394,33 @@ impl Execution<'_> {
         }
     }
 
-    /// Returns where the content of a torrent is, and the torrent as the client has it now.
-    pub(super) async fn content(&self, hash: InfoHash) -> Attempt<(Content, Observed)> {
+    /// Returns a torrent as the client has it now.
+    pub(super) async fn current(&self, hash: InfoHash) -> Attempt<CurrentTorrent> {
         let parts = Parts { torrent: true, ..Parts::default() };
         let details = self.details(&[hash], parts).await?.into_iter().next().flatten();
-        let observed = details.and_then(|details| details.observed).ok_or_else(|| unknown_hash(hash))?;
-        if !observed.facts.has_metadata {
+        let Some(Details { observed: Some(Observed { torrent, facts }), held, .. }) = details else {
+            return Err(unknown_hash(hash).into());
+        };
+        Ok(CurrentTorrent { torrent, facts, held })
+    }
+
+    /// Returns where the content of a torrent is.
+    pub(super) async fn content(&self, CurrentTorrent { torrent, facts, .. }: &CurrentTorrent) -> Attempt<Content> {
+        if !facts.has_metadata {
             return Err(
                 precondition("a magnet link has no content before it is resolved; delete it without data").into()
             );
         }
         let _permit = self.long_turn().await;
-        let content = self.parts.client.content(hash).await?;
-        Ok((content.ok_or_else(|| unknown_hash(hash))?, observed))
+        let content = self.parts.client.content(torrent.hash).await?;
+        Ok(content.ok_or_else(|| unknown_hash(torrent.hash))?)
     }
 
     /// Locates the files of a torrent, as the client has them now, none of which is another torrent's, too.
     async fn locate(&self, hash: InfoHash, listing: &Listing) -> Attempt<Located> {
-        let (content, Observed { torrent, facts }) = self.content(hash).await?;
+        let current = self.current(hash).await?;
+        let content = self.content(&current).await?;
+        let CurrentTorrent { torrent, facts, .. } = current;
         let roots = self.parts.sources.roots.clone();
         let (plan, content) = blocking(move || FilePlan::new(&roots, &content).map(|plan| (plan, content))).await??;
         let is_repeated = self.command.begun.contains(&hash);

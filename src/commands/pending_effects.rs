@@ -14,9 +14,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::model::{
-    Action, Cause, ChangeSet, CommandId, Covers, InfoHash, Kind, Listing, Move, Snapshot, Status, Torrent,
-};
+use crate::model::{Action, Cause, ChangeSet, CommandId, Covers, InfoHash, Kind, Listing, Snapshot, Status, Torrent};
 
 /// Time after a check in which a torrent that was paused before is paused again.
 const PAUSE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -106,8 +104,8 @@ pub struct EffectWaiter<'a> {
 }
 
 impl PendingEffects {
-    /// Registers what `command` is about to ask for, of a torrent that has this status.
-    pub fn expect(&self, command: &CommandId, action: &Action, status: Option<Status>) -> EffectWaiter<'_> {
+    /// Registers what `command` is about to ask for; of a torrent that `was_paused` is expected that it is so again.
+    pub fn expect(&self, command: &CommandId, action: &Action, was_paused: bool) -> EffectWaiter<'_> {
         let (sender, shown) = oneshot::channel();
         let mut state = self.state();
         state.registered += 1;
@@ -115,12 +113,7 @@ impl PendingEffects {
         let pending = Pending {
             command: command.clone(),
             action: action.clone().without_source(),
-            was_paused: match action {
-                // It is stopped by now if this is a second attempt.
-                Action::Move(Move { was_paused, .. }) => *was_paused,
-                Action::Recheck(_) => status == Some(Status::Paused),
-                _ => false,
-            },
+            was_paused,
             asked_after_poll: None,
             shown: Some(sender),
             is_checked: false,
@@ -282,7 +275,7 @@ mod tests {
 
     impl Polled {
         fn expect(&self, id: &str, action: Action, status: Status) -> EffectWaiter<'_> {
-            let waiter = self.0.expect(&CommandId::parse(id).unwrap(), &action, Some(status));
+            let waiter = self.0.expect(&CommandId::parse(id).unwrap(), &action, status == Status::Paused);
             waiter.asked();
             waiter
         }
@@ -373,7 +366,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_was_not_asked_for_or_is_not_checked_leaves_nothing() {
         let polled = Polled::default();
-        let not_asked = polled.0.expect(&CommandId::parse("one").unwrap(), &Action::Recheck(HASH), None);
+        let not_asked = polled.0.expect(&CommandId::parse("one").unwrap(), &Action::Recheck(HASH), false);
         polled.poll(Status::Checking, Kind::Checking);
         drop(not_asked);
         let paused = polled.expect("two", Action::Pause(HASH), Status::Seeding);

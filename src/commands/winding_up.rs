@@ -116,7 +116,8 @@ impl Execution<'_> {
     /// Whether all files of a torrent are where the client has them, as far as can be seen.
     async fn is_whole(&self, hash: InfoHash) -> bool {
         self.wait_for_client().await;
-        let Ok((content, _)) = self.content(hash).await else { return false };
+        let Ok(current) = self.current(hash).await else { return false };
+        let Ok(content) = self.content(&current).await else { return false };
         let roots = self.parts.sources.roots.clone();
         let found = blocking(move || FilePlan::new(&roots, &content)?.check_complete()).await;
         matches!(found, Ok(Ok(())))

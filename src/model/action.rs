@@ -114,10 +114,9 @@ impl Action {
                 let is_as_before = !was_paused || matches!(torrent.status, Status::Paused | Status::Checking);
                 is_as_before && torrent.directory.as_deref().is_some_and(|now| is_at_or_below(now, directory))
             }
-            // It may be checked first, and its events are those behind the check, too.
-            Self::Release(_) => torrent.status != Status::Checking,
             // No listing shows these. The client was read again when it was asked, and one more poll names their events.
-            Self::Recheck(_)
+            Self::Release(_)
+            | Self::Recheck(_)
             | Self::Announce(_)
             | Self::Throttle(..)
             | Self::FilePriority(..)
@@ -219,7 +218,7 @@ pub struct Move {
     pub directory: String,
     /// Whether the client has to find out anew what it has: in the directory is not what it had before.
     pub recheck: bool,
-    /// Bytes of content that it has to find there, because files of the right sizes are there; with fewer the move has failed.
+    /// Bytes of content that it has to find there, because files of its names are there; with fewer the move has failed.
     pub must_find: Option<u64>,
     /// Whether the torrent was paused, and is to be so again: it runs for a moment.
     pub was_paused: bool,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{InfoHash, ServerStats, Status, TextLimit, Timestamp, Torrent, progress};
+use super::{InfoHash, RunState, ServerStats, Status, TextLimit, Timestamp, Torrent, progress};
 
 /// The torrents that a listing covers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,6 +127,9 @@ pub struct Facts {
 pub struct Details {
     /// The torrent as in a listing.
     pub observed: Option<Observed>,
+    /// How a torrent that is held ran before ([`super::Action::Hold`]); `None` for one that is not, or where no torrent was
+    /// requested.
+    pub held: Option<RunState>,
     /// The files are in a folder of their own; `None` if the client does not report it.
     pub is_folder: Option<bool>,
     /// Files, in the order of the torrent.

@@ -331,17 +331,49 @@ async fn other_files_of_the_same_sizes_at_the_new_place_are_found_out_and_the_mo
         let world = World::seeding(Setup::default(), &contents).await;
         for content in &contents {
             assert_eq!(world.recorder.command(&topic(content.hash, verb), Value::Null).await["status"], "ok");
-            let new = world.home.downloads.join("new");
+            let (new, mark) = (world.home.downloads.join("new"), world.recorder.mark());
             write_other(content, &new);
             let result = move_to(&world, content.hash, &new).await;
             assert_eq!(error_code(&result), "precondition", "{verb}: {result}");
-            assert!(result.to_string().contains("bytes that it had"), "{verb}: {result}");
+            assert!(result.to_string().contains("bytes of its content"), "{verb}: {result}");
             world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
             world.home.wait_for(content.hash, "d.state", state).await.unwrap();
             world.home.wait_for(content.hash, "d.is_active", active).await.unwrap();
             let directory = world.home.get(content.hash, "d.directory").await.unwrap();
             assert!(!Path::new(&directory).starts_with(&new), "{verb}: {directory}");
             assert_eq!(world.home.get(content.hash, "d.message").await.unwrap(), "");
+            // Nothing comes after this that was seen before it.
+            world.recorder.command("home/command/list", Value::Null).await;
+            let events = events_in(&world.recorder.since(mark), "home");
+            assert!(events.iter().all(|event| event["command_id"] == result["id"]), "{verb}: {events:#?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_torrent_that_has_nothing_and_runs_is_not_moved_to_files_that_it_would_overwrite() {
+    if !can_run() {
+        return;
+    }
+    let contents = contents();
+    let mut world = World::new(Setup::default()).await;
+    let new = world.home.downloads.join("new");
+    for content in &contents {
+        world.home.load(&content.torrent, true).await.unwrap();
+        world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
+        write_other(content, &new);
+    }
+    world.start_bridge().await;
+    for content in &contents {
+        let result = move_to(&world, content.hash, &new).await;
+        assert_eq!(error_code(&result), "precondition", "{result}");
+        // Who stops it sees what is there before it starts.
+        assert_eq!(world.recorder.command(&topic(content.hash, "stop"), Value::Null).await["status"], "ok");
+        let result = move_to(&world, content.hash, &new).await;
+        assert_eq!(result["status"], "ok", "{result}");
+        assert_eq!(world.home.get(content.hash, "d.completed_bytes").await.unwrap(), "0");
+        for (file, bytes) in &content.files {
+            assert_eq!(std::fs::read(new.join(file)).unwrap(), vec![7; bytes.len()], "{file}");
         }
     }
 }
@@ -427,7 +459,10 @@ async fn what_is_at_the_new_place_is_checked_by_the_run_after_a_kill_that_came_b
             world.bridge().restart();
             let result = world.recorder.result("begun").await;
             assert_eq!(error_code(&result), "precondition", "{result}");
-            assert!(result.to_string().contains("bytes that it had; its directory is the old one again"), "{result}");
+            assert!(
+                result.to_string().contains("bytes of its content; its directory is the old one again"),
+                "{result}"
+            );
             world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
             world.home.wait_for(content.hash, "d.state", state).await.unwrap();
             world.home.wait_for(content.hash, "d.is_active", state).await.unwrap();
@@ -503,7 +538,7 @@ async fn a_long_check_of_other_files_of_the_same_sizes_ends_before_the_result_sa
     std::os::unix::fs::FileExt::write_all_at(&other, b"x", length - 1).unwrap();
     let result = move_to(&world, hash, &new).await;
     assert_eq!(error_code(&result), "precondition", "{result}");
-    assert!(result.to_string().contains(&format!("of the {length} bytes that it had")), "{result}");
+    assert!(result.to_string().contains(&format!("of {length} bytes of its content")), "{result}");
     assert_eq!(world.home.get(hash, "d.complete").await.unwrap(), "0");
     assert_eq!(world.home.get(hash, "d.hashing").await.unwrap(), "0");
     assert!(Path::new(&world.home.get(hash, "d.directory").await.unwrap()).starts_with(&new));

@@ -304,7 +304,7 @@ async fn a_move_to_where_rtorrent_does_not_see_the_content_is_taken_back_and_che
         let body = json!({"directory": odd, "data": data});
         let result = world.recorder.command(&topic(content.hash, "move"), body).await;
         assert_eq!(*error_code(&result), "precondition", "{result}");
-        let reason = if data { "unfinished chunks" } else { "0 of the 50000 bytes that it had" };
+        let reason = if data { "unfinished chunks" } else { "0 of 50000 bytes of its content" };
         assert!(result.to_string().contains(reason), "{result}");
         world.home.wait_for(content.hash, "d.is_active", "1").await.unwrap();
         world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::harness::disk::FailingDisk;
 use crate::harness::faulty::{Fault, FaultyServer};
-use crate::harness::recorder::{Command, error_code};
+use crate::harness::recorder::{Command, error_code, events_in};
 use crate::harness::{Setup, World, can_run};
 
 /// Longer than a time to live of a second and the time for its result.
@@ -125,7 +125,7 @@ async fn a_delete_that_had_only_held_the_torrent_deletes_nothing_in_the_next_run
     }
     let content = content();
     let (mut world, server) = behind_faults(&content).await;
-    server.fail_next("dtorrent_held", Fault::SwallowAnswer, 1);
+    server.fail_next("d.close", Fault::SwallowAnswer, 1);
     send(&world, content.hash, "delete", json!({"data": true})).await;
     hang(&mut world, &server, Fault::SwallowAnswer).await;
     let result = world.recorder.result_within(PATIENCE, "begun").await;
@@ -228,13 +228,101 @@ async fn a_file_of_somebody_else_is_not_taken_for_a_copy_after_a_kill_that_came_
 async fn held_and_killed(verb: &str, body: Value) -> (World, FaultyServer, Content) {
     let content = content();
     let (mut world, server) = behind_faults(&content).await;
-    server.fail_next("d.close", Fault::SwallowAnswer, 1);
-    send(&world, content.hash, verb, body).await;
-    server.wait_for(Fault::SwallowAnswer, 1).await;
-    world.bridge().process().kill().unwrap();
+    killed_before(&mut world, &server, &content, ("d.close", Fault::SwallowAnswer), verb, body).await;
     world.home.wait_for(content.hash, "d.is_open", "0").await.unwrap();
-    assert_eq!(world.database().begun_commands(), 1);
     (world, server, content)
+}
+
+/// Begins a command, and kills the bridge while it waits for a request that contains a text.
+async fn killed_before(
+    world: &mut World,
+    server: &FaultyServer,
+    content: &Content,
+    (text, fault): (&'static str, Fault),
+    verb: &str,
+    body: Value,
+) {
+    server.fail_next(text, fault, 1);
+    send(world, content.hash, verb, body).await;
+    server.wait_for(fault, 1).await;
+    world.bridge().process().kill().unwrap();
+    assert_eq!(world.database().begun_commands(), 1);
+}
+
+#[tokio::test]
+async fn a_paused_torrent_whose_move_was_killed_is_paused_again_when_the_next_run_says_that_it_is_done() {
+    if !can_run() {
+        return;
+    }
+    let content = content();
+    let moves = [
+        // It is held, nothing else is done, and a bare move has to be undone and done as well.
+        ("d.close", Fault::SwallowAnswer, true),
+        ("d.close", Fault::SwallowAnswer, false),
+        // The client was told the new directory, and does not run there yet.
+        ("d.start", Fault::SwallowRequest, true),
+        ("d.start", Fault::SwallowRequest, false),
+    ];
+    for (text, fault, data) in moves {
+        let (mut world, server) = behind_faults(&content).await;
+        world.home.act(content.hash, "d.pause", &[]).await.unwrap();
+        let paused = world.recorder.event("home", "paused", content.hash).await;
+        let new = world.home.downloads.join("new");
+        let body = json!({"directory": new, "data": data, "ttl": "60s"});
+        killed_before(&mut world, &server, &content, (text, fault), "move", body).await;
+        // So that it cannot be paused at once: too many announces would end rTorrent.
+        server.fail_next("d.pause", Fault::SwallowAnswer, 1);
+        let mark = world.recorder.mark();
+        world.bridge().restart();
+        let result = world.recorder.result_within(PATIENCE, "begun").await;
+        assert_eq!(result["status"], "ok", "{text} {data}: {result}");
+        let [state, is_active] = ["d.state", "d.is_active"];
+        assert_eq!(world.home.get(content.hash, state).await.unwrap(), "1", "{text} {data}");
+        assert_eq!(world.home.get(content.hash, is_active).await.unwrap(), "0", "{text} {data}");
+        let later = events_in(&world.recorder.since(mark), "home").into_iter();
+        let mut later = later.filter(|event| event["seq"].as_u64() > paused["seq"].as_u64());
+        assert_eq!(later.find(|event| event["cause"] == "observed"), None);
+    }
+}
+
+/// Its data are where they were, rTorrent finds out again that it has them, and all that is seen of this is the command's.
+#[tokio::test]
+async fn a_move_that_the_client_does_not_take_is_taken_back_and_names_its_command() {
+    if !can_run() {
+        return;
+    }
+    let content = content();
+    // Whoever sets `once` has the torrent stopped the next time that it goes on.
+    let hooks = ["zz_once, \"branch=d.custom=once,d.stop=\"", "zzz_forget, \"d.custom.set=once,\""];
+    let lines = hooks.map(|hook| format!("method.set_key = event.download.resumed, {hook}")).to_vec();
+    for verb in ["resume", "pause"] {
+        let rtorrent = Options { lines: lines.clone(), ..Options::default() };
+        let world = World::seeding(Setup { rtorrent, ..Setup::default() }, std::slice::from_ref(&content)).await;
+        let topic = format!("home/torrent/{}/command/{verb}", content.hash);
+        assert_eq!(world.recorder.command(&topic, json!({})).await["status"], "ok");
+        let arguments = [Argument::Text("once"), Argument::Text("1")];
+        world.home.act(content.hash, "d.custom.set", &arguments).await.unwrap();
+        let (old, new, mark) = (world.home.downloads.clone(), world.home.downloads.join("new"), world.recorder.mark());
+        send(&world, content.hash, "move", json!({"directory": new, "data": true, "ttl": "60s"})).await;
+        let result = world.recorder.result_within(PATIENCE, "begun").await;
+        assert_eq!(error_code(&result), "precondition", "{verb}: {result}");
+        assert!(result.to_string().contains("its directory is the old one again"), "{verb}: {result}");
+        for (file, bytes) in &content.files {
+            assert_eq!(std::fs::read(old.join(file)).unwrap(), *bytes, "{file}");
+        }
+        let is_active = if verb == "pause" { "0" } else { "1" };
+        world.home.wait_for(content.hash, "d.complete", "1").await.unwrap();
+        world.home.wait_for(content.hash, "d.is_active", is_active).await.unwrap();
+        // Nothing comes after this that was seen before it.
+        world.recorder.command("home/command/list", json!({})).await;
+        let events = events_in(&world.recorder.since(mark), "home");
+        assert!(!events.is_empty());
+        for event in events {
+            let kind = event["event_type"].as_str().unwrap();
+            let is_of_command = event["cause"] == "command" && event["command_id"] == "begun";
+            assert!(is_of_command || ["error", "error_cleared"].contains(&kind), "{verb}: {event}");
+        }
+    }
 }
 
 #[tokio::test]

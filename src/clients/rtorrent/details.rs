@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::actions::forgotten;
+use super::actions::{self, forgotten};
 use super::calls::{Call, Fault, Value};
 use super::{RtorrentClient, map};
 use crate::model::{Details, File, InfoHash, Parts, Peer, TextLimit, Timestamp, Tracker, progress};
@@ -47,9 +47,10 @@ async fn read_one(client: &RtorrentClient, hash: InfoHash, parts: Parts) -> Resu
     // The host of a tracker is part of the torrent itself, so the trackers are always read.
     let with_trackers = Parts { trackers: true, ..parts };
     let access = client.access().await;
-    let Some((mut row, values)) = access.read_row(hash, part_calls(hash, with_trackers)).await? else {
-        return Ok(None);
-    };
+    let mut calls = part_calls(hash, with_trackers);
+    calls.push(actions::held_state(hash));
+    let Some((mut row, mut values)) = access.read_row(hash, calls).await? else { return Ok(None) };
+    let held = values.pop().and_then(|value| actions::run_state(value.str()?));
     forgotten::mark(&access, [&mut row]).await?;
     drop(access);
     let mut details = details(with_trackers, values);
@@ -59,7 +60,7 @@ async fn read_one(client: &RtorrentClient, hash: InfoHash, parts: Parts) -> Resu
     let interner = &mut client.state().interner;
     let observed =
         map::observed(&settings.server, hash, row, host.map(Arc::from), settings.extra.keys().cloned(), interner);
-    Ok(Some(Details { observed: Some(observed), trackers: parts.trackers.then_some(trackers), ..details }))
+    Ok(Some(Details { observed: Some(observed), held, trackers: parts.trackers.then_some(trackers), ..details }))
 }
 
 /// Reads the parts of torrents other than the torrent itself, in batches. A torrent that rTorrent does not have is
@@ -117,6 +118,7 @@ fn details(parts: Parts, values: Vec<Value>) -> Details {
     let (files, trackers, peers) = (next(parts.files), next(parts.trackers), next(parts.peers));
     Details {
         observed: None,
+        held: None,
         is_folder,
         files: files.map(|value| rows(&value, |row| file(row).map(File::within_limits))),
         trackers: trackers.map(|value| rows(&value, tracker)),

@@ -304,6 +304,7 @@ impl SimulatorState {
         let file =
             File { name: name.clone(), path: name.clone(), length: *length, progress: *progress, priority: Some(1) };
         Some(Details {
+            held: None,
             is_folder: None,
             files: parts.files.then(|| vec![file]),
             trackers: parts.trackers.then(Vec::new),

@@ -37,6 +37,7 @@ use tokio::time::Instant;
 pub(super) use self::add::SAVE_DELAY;
 use self::announces::AnnounceLimiter;
 use self::single::SingleAction;
+pub(super) use self::single::{held_state, run_state};
 use super::calls::Call;
 use super::{Access, RtorrentClient, map};
 use crate::model::{Action, Covers, InfoHash, Listing, Status};

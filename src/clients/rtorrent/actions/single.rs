@@ -1,5 +1,6 @@
 //! Actions that need several exchanges of their own.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::super::probe::Probe;
 use super::super::{Access, RtorrentClient};
 use super::rules::{self, Rule};
 use super::{EFFECT_INTERVAL, Outcome, check_directory, forgotten};
-use crate::model::{InfoHash, Move, is_at_or_below, printable};
+use crate::model::{InfoHash, Move, RunState, is_at_or_below, printable};
 use crate::port::{Applied, ClientError};
 
 /// The custom value of a held torrent that says how it was: `running`, `paused` or `stopped`.
@@ -168,7 +169,7 @@ impl<'a> SingleAction<'a> {
             (true, false, true) => "paused",
             _ => "running",
         };
-        let stored = current.access.call_torrent(self.hash, &[self.held_state()]).await?;
+        let stored = current.access.call_torrent(self.hash, &[held_state(self.hash)]).await?;
         let mut all = Vec::new();
         // A value that is there belongs to a command that was interrupted, and is still true, unless somebody has started the
         // torrent since.
@@ -185,16 +186,15 @@ impl<'a> SingleAction<'a> {
         }
     }
 
-    fn held_state(&self) -> Call {
-        Call::column(self.hash, "d.custom", Some(HELD_KEY))
-    }
-
     /// Sets the directory of the content, and lets the torrent go on as before a hold.
     ///
     /// The torrent is held first, because rTorrent silently closes one whose directory is set while it is open. If it cannot be
     /// in the new directory as it was, it gets its old one back, and stays held.
     pub(super) async fn relocate(&self, Move { directory, recheck, must_find, .. }: &Move) -> Outcome {
         check_directory(directory)?;
+        if self.was_moved(directory).await? {
+            return self.release().await;
+        }
         let was_let_go = self.was_let_go(directory).await?;
         // What finds its content may wait for its turn when it runs.
         if *recheck && must_find.is_none() && !was_let_go {
@@ -226,8 +226,8 @@ impl<'a> SingleAction<'a> {
         if problem.is_none() {
             // After the directory was seen to be right: a crash before this lets the command be repeated.
             self.let_go(was).await?;
-            if was == "running" {
-                problem = self.run_problem().await?;
+            if matches!(was, "running" | "paused") {
+                problem = self.run_problem(was == "paused").await?;
             }
         }
         let Some(problem) = problem else { return self.forget_hold().await };
@@ -238,6 +238,17 @@ impl<'a> SingleAction<'a> {
             }
             Err(error) => Err(ClientError::Fault { message: format!("{reason}; it could not go back: {error}") }),
         }
+    }
+
+    /// Whether the torrent is in the directory, and nothing is left to do but to let it go on: an earlier attempt forgets the
+    /// old directory last.
+    async fn was_moved(&self, directory: &str) -> Result<bool, ClientError> {
+        let CurrentTorrent { access, row, .. } = self.read().await?;
+        let [at, home, _] = self.places(&access).await?;
+        let is_folder = access.call_torrent(self.hash, &[Call::column(self.hash, "d.is_multi_file", None)]).await?;
+        let is_folder = is_folder.first().and_then(Value::int) == Some(1);
+        let place = if is_folder { Path::new(directory).join(&row.fixed.name) } else { PathBuf::from(directory) };
+        Ok(home.is_empty() && Path::new(&at) == place)
     }
 
     /// Whether an earlier attempt, of which the answer was lost, has set the directory and let the torrent go on: it is not
@@ -254,7 +265,7 @@ impl<'a> SingleAction<'a> {
         let calls = [
             Call::column(self.hash, "d.directory_base", None),
             Call::column(self.hash, "d.custom", Some(HOME_KEY)),
-            self.held_state(),
+            held_state(self.hash),
         ];
         let values = access.call_torrent(self.hash, &calls).await?;
         let text = |place: usize| values.get(place).and_then(Value::str).unwrap_or_default().to_owned();
@@ -323,7 +334,7 @@ impl<'a> SingleAction<'a> {
                 (true, _) => return Ok(None),
                 (false, Some(bytes)) if current.row.completed_bytes < bytes => {
                     let found = current.row.completed_bytes;
-                    return Ok(Some(format!("it finds {found} of the {bytes} bytes that it had")));
+                    return Ok(Some(format!("it finds {found} of {bytes} bytes of its content")));
                 }
                 (false, _) => {
                     let calls =
@@ -334,9 +345,9 @@ impl<'a> SingleAction<'a> {
         }
     }
 
-    /// Returns why a torrent that was started with another directory does not run; one whose content is being read has no
-    /// problem yet.
-    async fn run_problem(&self) -> Result<Option<String>, ClientError> {
+    /// Returns why a torrent that was started with another directory does not run, or is not `paused`; one whose content is
+    /// being read has no problem yet.
+    async fn run_problem(&self, paused: bool) -> Result<Option<String>, ClientError> {
         let (until, mut restart_at) = (Instant::now() + OPEN_TIMEOUT, Some(Instant::now() + OPEN_TIMEOUT / 4));
         loop {
             let CurrentTorrent { access, row, .. } = self.read().await?;
@@ -345,6 +356,7 @@ impl<'a> SingleAction<'a> {
                     return Ok(Some(problem_of(&row)));
                 }
                 TorrentRow { is_active: true, .. } | TorrentRow { is_hash_checking: true, .. } => return Ok(None),
+                TorrentRow { hashing: 0, is_open: true, .. } if paused => return Ok(None),
                 // In the queue of checks.
                 TorrentRow { hashing: 1.., .. } if Instant::now() >= until => return Ok(None),
                 TorrentRow { .. } if Instant::now() >= until => return Ok(Some(problem_of(&row))),
@@ -474,6 +486,21 @@ impl<'a> SingleAction<'a> {
             return Ok(Applied::Seen);
         }
         Err(ClientError::Fault { message: "the priority of a file is another one after it was set".to_owned() })
+    }
+}
+
+/// The call for how a held torrent ran before.
+pub(in super::super) fn held_state(hash: InfoHash) -> Call {
+    Call::column(hash, "d.custom", Some(HELD_KEY))
+}
+
+/// Parses the answer to [`held_state`]; `None` for a torrent that is not held.
+pub(in super::super) fn run_state(stored: &str) -> Option<RunState> {
+    match stored {
+        "running" => Some(RunState::Running),
+        "paused" => Some(RunState::Paused),
+        "stopped" => Some(RunState::Stopped),
+        _ => None,
     }
 }
 
