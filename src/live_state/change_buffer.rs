@@ -255,13 +255,18 @@ impl ChangeBuffer {
         });
     }
 
-    /// Drops the oldest of too many ephemeral messages, and of too large ones: one half of their share is for those in the
+    /// Drops the oldest of too many ephemeral messages, and of too large ones: a quarter of their share is for those in the
     /// buffer, one for those that their outbox has taken. The newest stays whatever its size.
     pub fn trim_ephemeral(&self, deliveries: &mut VecDeque<Delivery>) {
-        let mut bytes: usize = deliveries.iter().map(body_bytes).sum();
-        while deliveries.len() > EPHEMERAL_MAX || deliveries.len() > 1 && bytes > self.shares.ephemeral / 2 {
-            bytes -= deliveries.pop_front().as_ref().map_or(0, body_bytes);
+        let mut bytes: usize = deliveries.iter().map(Delivery::body_bytes).sum();
+        while deliveries.len() > EPHEMERAL_MAX || deliveries.len() > 1 && bytes > self.shares.ephemeral / 4 {
+            bytes -= deliveries.pop_front().as_ref().map_or(0, Delivery::body_bytes);
         }
+    }
+
+    /// Returns the most bytes that may be in flight of ephemeral messages, and as many of states.
+    pub fn lossy_bytes_max(&self) -> usize {
+        self.shares.ephemeral / 4
     }
 
     /// Sends the events of a server again, from this one on.
@@ -329,13 +334,6 @@ impl ChangeBuffer {
     }
 }
 
-fn body_bytes(delivery: &Delivery) -> usize {
-    match delivery {
-        Delivery::Files { body, .. } | Delivery::Stats { body, .. } => body.len(),
-        _ => 0,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -391,7 +389,7 @@ mod tests {
 
     #[test]
     fn the_newest_ephemeral_messages_stay_within_their_share_of_the_memory() {
-        let buffer = ChangeBuffer::new(MemoryShares { ephemeral: 2_000, events: 1_000, ..MemoryShares::default() });
+        let buffer = ChangeBuffer::new(MemoryShares { ephemeral: 4_000, events: 1_000, ..MemoryShares::default() });
         let files = |bytes| Delivery::Files {
             server: home(),
             hash: InfoHash::V1([1; 20]),
@@ -400,7 +398,7 @@ mod tests {
         for bytes in [600, 300, 400, 200] {
             buffer.record_ephemeral(files(bytes));
         }
-        let sizes = || buffer.take_ephemeral().deliveries.iter().map(body_bytes).collect::<Vec<_>>();
+        let sizes = || buffer.take_ephemeral().deliveries.iter().map(Delivery::body_bytes).collect::<Vec<_>>();
         assert_eq!(sizes(), [300, 400, 200]);
         buffer.record_ephemeral(files(10));
         buffer.record_ephemeral(files(5_000));

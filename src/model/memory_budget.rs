@@ -8,12 +8,14 @@
 //! incoming bodies     ████              among the origins
 //! a body as a tree    █                 one at a time
 //! events              ██                among the servers of each sink, and the listeners over HTTP
-//! files, statistics   █                 among the sinks
+//! lossy messages      █                 among the sinks
 //! results             █                 among the sinks
 //! answer of a client  ████████          of each server, at least 16 MiB and at most 64
 //! ```
 //!
 //! Events of one server for one sink are at five places: in the change buffer, pending, read ahead, in a replay, in flight.
+//! Lossy messages (lists of files, statistics) are at three: in the change buffer, pending, in flight; states in flight are
+//! the fourth quarter.
 //!
 //! A share that is used up makes its queue full. Where nothing is in it yet, one item is taken whatever its size, so that
 //! a small budget makes the bridge slow and never stops it.
@@ -53,7 +55,7 @@ pub struct MemoryShares {
     pub trees: usize,
     /// Events of one server for one sink, at each of five places (see the module); of a listener.
     pub events: usize,
-    /// Messages for one sink that are neither event nor state nor result.
+    /// Messages for one sink that are neither event nor result: of states only those in flight.
     pub ephemeral: usize,
     /// The largest answer of a client.
     pub answer: usize,

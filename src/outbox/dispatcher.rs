@@ -41,7 +41,8 @@ const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_millis(250);
 /// Duration of a connection after which the backoff starts again.
 const GOOD_AFTER: Duration = Duration::from_secs(1);
 
-type Answer = (DeliveryId, Result<(), DeliverError>);
+/// A delivery, the bytes of its body, and what became of it.
+type Answer = (DeliveryId, usize, Result<(), DeliverError>);
 type InFlight = FuturesUnordered<BoxFuture<'static, Answer>>;
 
 /// Delivers to one sink. See the module.
@@ -262,16 +263,17 @@ impl Dispatcher {
                 return Ok(());
             }
             for (id, delivery) in batch {
+                let bytes = delivery.body_bytes();
                 // Not sent, so that this connection lasts; for its outbox it is rejected like any other.
                 if let Some(attempts) = self.quarantine.is_poison(&id) {
                     let reason =
                         format!("{attempts} connections in a row ended, without a reason, when it was sent alone");
-                    self.resolve(id, Err(Rejection { reason: reason.into(), is_poison: true })).await?;
+                    self.resolve(id, bytes, Err(Rejection { reason: reason.into(), is_poison: true })).await?;
                     continue;
                 }
                 self.quarantine.sent(&id);
                 let answer = link.send(delivery);
-                in_flight.push(Box::pin(async move { (id, answer.await) }));
+                in_flight.push(Box::pin(async move { (id, bytes, answer.await) }));
             }
         }
     }
@@ -280,11 +282,11 @@ impl Dispatcher {
     async fn take_answers(&mut self, first: Answer, in_flight: &mut InFlight) -> Result<(), Failure> {
         let mut failure = None;
         let mut next = Some(first);
-        while let Some((id, result)) = next {
+        while let Some((id, bytes, result)) = next {
             match result {
-                Ok(()) => self.resolve(id, Ok(())).await?,
+                Ok(()) => self.resolve(id, bytes, Ok(())).await?,
                 Err(DeliverError::Rejected { reason }) => {
-                    self.resolve(id, Err(Rejection { reason, is_poison: false })).await?;
+                    self.resolve(id, bytes, Err(Rejection { reason, is_poison: false })).await?;
                 }
                 // One that failed with its link must not hide another that was acknowledged. That an event was put off
                 // counts more than the failures that follow from it.
@@ -296,14 +298,14 @@ impl Dispatcher {
         failure.map_or(Ok(()), |failure| Err(failure.into()))
     }
 
-    async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<(), StoreError> {
+    async fn resolve(&mut self, id: DeliveryId, bytes: usize, outcome: Outcome) -> Result<(), StoreError> {
         // A rejection counts as an answer, too: the message no longer ends connections.
         self.quarantine.answered(&id);
         self.parts.buffer.report(|report| match &outcome {
             Ok(()) => report.delivered += 1,
             Err(_) => report.rejected += 1,
         });
-        self.outboxes.resolve(id, outcome).await
+        self.outboxes.resolve(id, bytes, outcome).await
     }
 
     fn report_backlog(&self) {

@@ -22,6 +22,8 @@ pub(super) struct EphemeralOutbox {
     needs_health: bool,
     /// Taken from the change buffer, and not sent.
     pending: VecDeque<Delivery>,
+    /// Bytes of bodies with which a batch ends.
+    bytes_max: usize,
 }
 
 /// The messages about a server that were published on this link.
@@ -35,7 +37,19 @@ impl EphemeralOutbox {
     /// An outbox that publishes everything on the first link.
     pub fn new(parts: &Arc<DispatcherParts>) -> Self {
         let servers = parts.settings.servers.iter().map(|server| (server.clone(), Published::default())).collect();
-        Self { parts: Arc::clone(parts), servers, needs_info: true, needs_health: false, pending: VecDeque::new() }
+        Self {
+            parts: Arc::clone(parts),
+            servers,
+            needs_info: true,
+            needs_health: false,
+            pending: VecDeque::new(),
+            bytes_max: usize::MAX,
+        }
+    }
+
+    /// Ends a batch with the delivery with which it has so many bytes.
+    pub fn set_bytes_max(&mut self, bytes_max: usize) {
+        self.bytes_max = bytes_max;
     }
 
     /// Publishes the health of the bridge with the next batch.
@@ -95,11 +109,13 @@ impl EphemeralOutbox {
 impl Outbox for EphemeralOutbox {
     async fn next(&mut self, budget: usize) -> Result<Vec<Outgoing>, StoreError> {
         self.absorb();
-        let mut batch = Vec::new();
+        let (mut batch, mut bytes) = (Vec::new(), 0);
         while batch.len() < budget
+            && bytes < self.bytes_max
             && let Some(delivery) = self.next_delivery()
         {
             if self.parts.sink.wants(&delivery) {
+                bytes += delivery.body_bytes();
                 batch.push((DeliveryId::Ephemeral, delivery));
             }
         }

@@ -41,6 +41,13 @@ impl Kind {
     }
 }
 
+/// What is sent and not resolved.
+#[derive(Clone, Copy, Default)]
+struct InFlight {
+    count: usize,
+    bytes: usize,
+}
+
 /// See the module.
 pub(super) struct Outboxes {
     /// Journal entries.
@@ -52,7 +59,9 @@ pub(super) struct Outboxes {
     /// Everything else.
     pub ephemeral: EphemeralOutbox,
     /// Deliveries in flight, by [`Kind`].
-    in_flight: [usize; 4],
+    in_flight: [InFlight; 4],
+    /// Most bytes of ephemeral messages in flight, and of states. Events and results know themselves what is theirs.
+    lossy_bytes_max: usize,
     progress: ProgressWriter,
 }
 
@@ -70,7 +79,8 @@ impl Outboxes {
             events: EventOutbox::new(parts, cursors, saved.has_strict_ordering),
             results: ResultOutbox::new(parts),
             ephemeral: EphemeralOutbox::new(parts),
-            in_flight: [0; 4],
+            in_flight: Default::default(),
+            lossy_bytes_max: parts.buffer.lossy_bytes_max(),
             progress: ProgressWriter::new(name, store, saved.progress.clone()),
             states: StateOutbox::new(parts, &progress, saved),
         };
@@ -90,34 +100,46 @@ impl Outboxes {
         for is_shared in [true, false] {
             for (kind, eighths) in Kind::SHARES {
                 // At least one: the eighth of a small window is nothing.
-                let share = (limits.window * eighths / 8).max(1).saturating_sub(self.in_flight[kind as usize]);
+                let share = (limits.window * eighths / 8).max(1).saturating_sub(self.in_flight[kind as usize].count);
                 let free = limits.window.saturating_sub(self.in_flight());
                 let budget = if is_shared { free.min(share) } else { free };
                 if budget == 0 || is_exhausted[kind as usize] {
                     continue;
                 }
                 let more = match kind {
-                    Kind::Ephemeral => self.ephemeral.next(budget).await?,
+                    Kind::Ephemeral => {
+                        self.ephemeral.set_bytes_max(self.lossy_room(kind));
+                        self.ephemeral.next(budget).await?
+                    }
                     Kind::Result => self.results.next(budget).await?,
                     Kind::Event => self.events.next(budget).await?,
                     Kind::State => {
                         // Just before, so that a state is held for every event of its torrent that is not acknowledged (I7).
                         self.states.set_cursors(|server| self.events.cursor(server));
+                        self.states.set_bytes_max(self.lossy_room(kind));
                         self.states.next(budget).await?
                     }
                 };
                 is_exhausted[kind as usize] = more.len() < budget;
-                self.in_flight[kind as usize] += more.len();
+                let in_flight = &mut self.in_flight[kind as usize];
+                in_flight.count += more.len();
+                in_flight.bytes += more.iter().map(|(_, delivery)| delivery.body_bytes()).sum::<usize>();
                 batch.extend(more);
             }
         }
         Ok(batch)
     }
 
-    /// Passes an outcome to the outbox that returned the delivery.
-    pub async fn resolve(&mut self, id: DeliveryId, outcome: Outcome) -> Result<(), StoreError> {
+    fn lossy_room(&self, kind: Kind) -> usize {
+        self.lossy_bytes_max.saturating_sub(self.in_flight[kind as usize].bytes)
+    }
+
+    /// Passes an outcome to the outbox that returned the delivery, which had a body of so many bytes.
+    pub async fn resolve(&mut self, id: DeliveryId, bytes: usize, outcome: Outcome) -> Result<(), StoreError> {
         let kind = Kind::of(&id);
-        self.in_flight[kind as usize] = self.in_flight[kind as usize].saturating_sub(1);
+        let in_flight = &mut self.in_flight[kind as usize];
+        in_flight.count = in_flight.count.saturating_sub(1);
+        in_flight.bytes = in_flight.bytes.saturating_sub(bytes);
         let delivered = match kind {
             Kind::Ephemeral => self.ephemeral.resolve(id, outcome).await?,
             Kind::Result => self.results.resolve(id, outcome).await?,
@@ -136,7 +158,7 @@ impl Outboxes {
 
     /// Deliveries that were sent and not resolved.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.iter().sum()
+        self.in_flight.iter().map(|kind| kind.count).sum()
     }
 
     /// Starts to save the cursors if enough events were acknowledged; sending does not wait for that.
@@ -177,7 +199,7 @@ impl Outboxes {
         }
         self.save().await?;
         self.states.save_projection(true).await?;
-        self.in_flight = [0; 4];
+        self.in_flight = Default::default();
         self.events.reset_in_flight();
         self.states.reset_in_flight();
         self.results.reset_in_flight();
@@ -243,5 +265,54 @@ impl ProgressWriter {
             self.saved = saved;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::super::testing::{TestSetup, hash, home};
+    use super::*;
+    use crate::model::MemoryShares;
+    use crate::port::{Delivery, EventOrdering};
+
+    #[tokio::test]
+    async fn states_and_lists_of_files_in_flight_stay_within_their_share_and_one_is_sent_whatever_its_size() {
+        // A state has some 700 bytes.
+        for (share, states_max, files_max) in [(16_000, 8, 3), (100, 1, 1)] {
+            let setup = TestSetup::with_shares(MemoryShares { ephemeral: share, ..MemoryShares::default() }).await;
+            let mut outboxes = Outboxes::new(&setup.parts).await.unwrap();
+            let limits = LinkLimits { window: 64, result_bytes_max: None, ordering: EventOrdering::default() };
+            outboxes.states.begin_link().await.unwrap();
+            while let [first, ..] = &outboxes.next(limits).await.unwrap()[..] {
+                outboxes.resolve(first.0.clone(), first.1.body_bytes(), Ok(())).await.unwrap();
+            }
+            for number in 1..=30 {
+                setup.publish(number, Some(10), &[]).await;
+            }
+            let mut sent = 0;
+            loop {
+                for bytes in [1_500; 5] {
+                    let body = Bytes::from(vec![b'x'; bytes]);
+                    setup.live.publish_ephemeral(&Delivery::Files { server: home(), hash: hash(1), body });
+                }
+                let batch = outboxes.next(limits).await.unwrap();
+                let of = |kind| batch.iter().filter(|(id, _)| Kind::of(id) == kind).count();
+                let (states, files) = (of(Kind::State), of(Kind::Ephemeral));
+                assert!(files <= files_max && states <= states_max, "{states} states, {files} files of {share}");
+                let again = outboxes.next(limits).await.unwrap();
+                assert!(again.is_empty(), "nothing more before an acknowledgement");
+                if states == 0 {
+                    break;
+                }
+                assert!(files > 0);
+                sent += states;
+                for (id, delivery) in batch {
+                    outboxes.resolve(id, delivery.body_bytes(), Ok(())).await.unwrap();
+                }
+            }
+            assert_eq!((sent, outboxes.in_flight[Kind::State as usize].bytes), (30, 0));
+        }
     }
 }

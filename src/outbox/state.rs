@@ -33,6 +33,8 @@ pub(super) struct StateOutbox {
     /// The registry of retained topics, for all outboxes.
     pub topics: RetainedTopics,
     projection: Option<ProjectionDriver>,
+    /// Bytes of bodies with which a batch ends.
+    bytes_max: usize,
 }
 
 /// The states of one server.
@@ -60,6 +62,7 @@ impl StateOutbox {
             servers: servers.collect(),
             topics: RetainedTopics::new(parts, retained_topics, retained_scan),
             projection,
+            bytes_max: usize::MAX,
         };
         outbox.mark_unsent();
         outbox
@@ -79,6 +82,11 @@ impl StateOutbox {
                 }
             });
         }
+    }
+
+    /// Ends a batch with the delivery with which it has so many bytes.
+    pub fn set_bytes_max(&mut self, bytes_max: usize) {
+        self.bytes_max = bytes_max;
     }
 
     /// Holds states until the sink has the entries that led to them.
@@ -251,19 +259,19 @@ impl StateOutbox {
     fn next_projected(&mut self, budget: usize, batch: &mut Batch) {
         let Some(projection) = &mut self.projection else { return };
         projection.refresh(&self.parts);
-        while batch.deliveries.len() < budget
+        while batch.has_room(budget, self.bytes_max)
             && let Some(delivery) = projection.next()
         {
             match &delivery {
                 Delivery::Clear { topic } if self.topics.registry.clear(topic) => {
-                    batch.deliveries.push(clearing(topic.clone()));
+                    batch.push(clearing(topic.clone()));
                 }
                 Delivery::Projected { topic, .. } => {
                     if let Some(topic) = self.parts.sink.retained_topic(&delivery) {
                         self.topics.registry.retain(&topic);
                         batch.topics.push(topic);
                     }
-                    batch.deliveries.push((DeliveryId::Projected(topic.clone()), delivery));
+                    batch.push((DeliveryId::Projected(topic.clone()), delivery));
                 }
                 _ => {}
             }
@@ -292,7 +300,7 @@ impl StateOutbox {
         states.dirty.sent(hash, Known::Torrent(Arc::clone(&snapshot.torrent)));
         let retain = states.retained.contains(&hash);
         let id = EventId::Updated { server: server.clone(), epoch, rev: snapshot.rev };
-        batch.deliveries.extend(self.update(server, id, &known, &snapshot));
+        batch.extend(self.update(server, id, &known, &snapshot));
         let body = Bytes::from(serde_json::to_vec(&*snapshot.torrent).expect("a torrent is plain JSON"));
         let delivery = Delivery::State { server: server.clone(), hash, body, retain };
         let topic = self.parts.sink.retained_topic(&delivery);
@@ -302,7 +310,7 @@ impl StateOutbox {
         }
         if self.parts.sink.wants(&delivery) {
             batch.topics.extend(topic);
-            batch.deliveries.push((DeliveryId::State(server.clone(), hash), delivery));
+            batch.push((DeliveryId::State(server.clone(), hash), delivery));
         } else if let Some(states) = self.servers.get_mut(server) {
             states.dirty.resolve(hash);
         }
@@ -322,7 +330,7 @@ impl StateOutbox {
 
     fn clear_state(&mut self, server: &ServerName, hash: InfoHash, batch: &mut Batch) {
         let topic = self.topics.of_state(server, hash).filter(|topic| self.topics.registry.clear(topic));
-        batch.deliveries.extend(topic.map(clearing));
+        batch.extend(topic.map(clearing));
     }
 
     fn next_orphans(&mut self, budget: usize, batch: &mut Batch) {
@@ -332,10 +340,10 @@ impl StateOutbox {
         // With strict ordering the window has room while events are pending, and a clearing must not overtake `removed`.
         let is_held = self.servers.values().any(|states| states.cursor < states.orphans_after);
         while !is_held
-            && batch.deliveries.len() < budget
+            && batch.has_room(budget, self.bytes_max)
             && let Some(topic) = self.topics.registry.next_orphan()
         {
-            batch.deliveries.push(clearing(topic));
+            batch.push(clearing(topic));
         }
     }
 }
@@ -344,8 +352,25 @@ impl StateOutbox {
 #[derive(Default)]
 struct Batch {
     deliveries: Vec<Outgoing>,
+    /// Bytes of their bodies.
+    bytes: usize,
     /// The retained topics among their addresses, which are registered before anything is sent.
     topics: Vec<String>,
+}
+
+impl Batch {
+    fn has_room(&self, count: usize, bytes: usize) -> bool {
+        self.deliveries.len() < count && self.bytes < bytes
+    }
+
+    fn extend(&mut self, deliveries: impl IntoIterator<Item = Outgoing>) {
+        deliveries.into_iter().for_each(|delivery| self.push(delivery));
+    }
+
+    fn push(&mut self, delivery: Outgoing) {
+        self.bytes += delivery.1.body_bytes();
+        self.deliveries.push(delivery);
+    }
 }
 
 fn clearing(topic: String) -> Outgoing {
@@ -360,10 +385,10 @@ impl Outbox for StateOutbox {
         self.next_projected(budget, &mut batch);
         let servers: Vec<ServerName> = self.servers.keys().cloned().collect();
         for server in &servers {
-            while batch.deliveries.len() < budget && self.next_state(server, &mut batch) {}
+            while batch.has_room(budget, self.bytes_max) && self.next_state(server, &mut batch) {}
         }
         self.next_orphans(budget, &mut batch);
-        let Batch { deliveries, mut topics } = batch;
+        let Batch { deliveries, bytes: _, mut topics } = batch;
         if topics.iter().any(|topic| !self.topics.registry.contains(topic)) {
             // Each registration waits for the disk: those of the states that come next go with it.
             topics.extend(self.topics_of_dirty());

@@ -232,6 +232,24 @@ pub enum Delivery {
     },
 }
 
+impl Delivery {
+    /// Returns the size of its body, with which it takes memory until it is acknowledged.
+    pub fn body_bytes(&self) -> usize {
+        match self {
+            Self::Event(entry) => entry.body.len(),
+            Self::Updated { body, .. }
+            | Self::State { body, .. }
+            | Self::Files { body, .. }
+            | Self::Stats { body, .. }
+            | Self::Info { body }
+            | Self::Health { body }
+            | Self::Result { body, .. }
+            | Self::Projected { body, .. } => body.len(),
+            Self::ServerStatus { .. } | Self::Clear { .. } => 0,
+        }
+    }
+}
+
 /// Where the sender of a command wants its result, besides the result topic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplyTo {
