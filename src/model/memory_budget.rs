@@ -10,7 +10,7 @@
 //! events              ██                among the servers of each sink, and the listeners over HTTP
 //! lossy messages      █                 among the sinks
 //! results             █                 among the sinks
-//! answer of a client  ████████          of each server, at least 16 MiB and at most 64
+//! answer of a client  ████████          among the servers, at least 16 MiB and at most 64 each
 //! ```
 //!
 //! Events of one server for one sink are at five places: in the change buffer, pending, read ahead, in a replay, in flight.
@@ -138,7 +138,7 @@ impl MemoryBudget {
             trees: share(1, 1),
             events,
             ephemeral: share(1, sinks),
-            answer: share(8, 1).clamp(ANSWER_BYTES_MIN, ANSWER_BYTES_MAX),
+            answer: share(8, servers).clamp(ANSWER_BYTES_MIN, ANSWER_BYTES_MAX),
             pages: PageBytes { entries, results, commands },
         }
     }
@@ -198,7 +198,7 @@ mod tests {
             let places = 5 * cursors + listeners;
             prop_assert!(pages.commands * (servers + 1) <= bytes as usize / 64, "an eighth of what waits");
             let answers = bytes as usize / 32 * 8;
-            prop_assert_eq!(answer, answers.clamp(16 << 20, 64 << 20));
+            prop_assert_eq!(answer, (answers / servers).clamp(16 << 20, 64 << 20));
             let all = bytes as usize / 64 + commands + trees + answers + events * places + ephemeral * sinks;
             prop_assert!(all + bytes as usize / 32 <= budget.bytes(), "a part is for results");
             prop_assert!(all + bytes as usize / 32 >= budget.bytes() - 10 * 50 - places - 200);
