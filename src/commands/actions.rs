@@ -232,11 +232,17 @@ impl Execution<'_> {
             return added;
         }
         let body = match added {
-            Ok(body) if !was_there => match self.restore(&[Action::Delete(hash)], false).await {
-                Ok(()) => body,
-                Err(Failure::Command(kept)) => return Ok(left_behind(hash, body, &kept)),
-                Err(failure) => return Err(failure),
-            },
+            Ok(body) if !was_there => {
+                let action = Action::Delete(hash);
+                let effect = self.expect(&action);
+                let deleted = self.insist(&action).await;
+                effect.asked();
+                match deleted {
+                    Ok(()) => body,
+                    Err(Failure::Command(kept)) => return Ok(left_behind(hash, body, &kept)),
+                    Err(failure) => return Err(failure),
+                }
+            }
             added => added?,
         };
         blocking(move || made.remove()).await?;

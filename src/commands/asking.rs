@@ -143,13 +143,14 @@ impl<'a> Request<'a> {
             }
             Answer::Failed(error) => Stage::Done(TorrentOutcome::failed(hash, command_error(&error))),
         };
-        // While the client is only busy, an event is not of this command, unless it holds the torrent for a move by then.
-        let may_be_held = matches!((&stage, &self.action), (Stage::Busy(_), Action::Move(_)));
-        if may_be_held || matches!(stage, Stage::Asked { .. } | Stage::Lost(_)) {
-            self.effect = Some(effect);
-        }
-        if let Some(effect) = &self.effect {
-            effect.asked();
+        let is_move = matches!(self.action, Action::Move(_));
+        // While the client is only busy, an event is not of this command, unless it holds the torrent for a move by then. One
+        // that was refused was moved and back.
+        match stage {
+            Stage::Asked { .. } | Stage::Lost(_) => self.effect.insert(effect).asked(),
+            Stage::Busy(_) if is_move => self.effect = Some(effect),
+            Stage::Done(_) if is_move => effect.asked(),
+            _ => {}
         }
         self.stage = stage;
     }
@@ -205,11 +206,14 @@ impl Execution<'_> {
     /// at the new place has forgotten what it has, so it looks again.
     async fn release_refused(&self, requests: &[&mut Request<'_>], answers: &[Result<Applied, ClientError>]) {
         for (request, answer) in requests.iter().zip(answers) {
-            let (Action::Move(Move { hash, was_paused, .. }), Err(error)) = (&request.action, answer) else { continue };
-            if matches!(error, ClientError::Precondition { .. } | ClientError::Fault { .. })
-                && let Err(error) = self.restore(&[Action::Release(*hash), Action::Recheck(*hash)], *was_paused).await
-            {
-                warn!(server = %self.parts.server, id = %self.command.id, %hash, %error, "torrent not as before");
+            let (Action::Move(Move { hash, .. }), Err(error)) = (&request.action, answer) else { continue };
+            if !matches!(error, ClientError::Precondition { .. } | ClientError::Fault { .. }) {
+                continue;
+            }
+            for step in [Action::Release(*hash), Action::Recheck(*hash)] {
+                if let Err(error) = self.insist(&step).await {
+                    warn!(server = %self.parts.server, id = %self.command.id, %hash, %error, "torrent not as before");
+                }
             }
         }
     }

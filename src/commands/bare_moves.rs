@@ -109,7 +109,7 @@ impl Execution<'_> {
     async fn ask_to_move<'e>(&'e self, request: &mut Request<'e>) -> Attempt<()> {
         self.ask_until_taken(std::slice::from_mut(request), WhileBusy::Leave).await?;
         // One that is not held while it waits may be changed by others meanwhile.
-        if request.busy().is_some() && !self.current(request.action.hash()).await.is_ok_and(|current| current.is_held())
+        if request.busy().is_some() && self.current(request.action.hash()).await.is_ok_and(|current| !current.is_held())
         {
             request.effect = None;
         }
@@ -175,8 +175,11 @@ impl Execution<'_> {
     /// for that, it says that the torrent is in an unknown state, and the command goes on behind it.
     async fn release_busy(&self, requests: &mut [Request<'_>]) {
         for request in requests.iter_mut().filter(|request| request.busy().is_some()) {
-            let limit = self.effect_timeout();
-            if timeout(limit, self.release(request.action.hash())).await.is_err() {
+            let (hash, limit) = (request.action.hash(), self.effect_timeout());
+            // What is being checked at the new place by an attempt whose answer was lost is not to run there yet.
+            let is_checked =
+                self.current(hash).await.is_ok_and(|now| now.is_held() && now.torrent.status == Status::Checking);
+            if is_checked || timeout(limit, self.release(hash)).await.is_err() {
                 request.stage = Stage::Lost(ClientError::Timeout { limit });
             }
         }
@@ -233,7 +236,7 @@ impl Execution<'_> {
         }
         let before = std::mem::replace(&mut content.directory, place);
         let roots = self.parts.sources.roots.clone();
-        let may_overwrite = !current.was_stopped();
+        let (is_held, may_overwrite) = (current.is_held(), !current.was_stopped());
         let torrent = current.torrent;
         let is_elsewhere = before != content.directory;
         let check = move || {
@@ -244,7 +247,11 @@ impl Execution<'_> {
             let old = Content { directory: before, ..content.clone() };
             let place = FilesThere::find(&roots, content)?;
             let recheck = Move { recheck: true, ..action.clone() };
+            let whole = Move { must_find: Some(torrent.length), ..recheck.clone() };
             match place.difference() {
+                // A check that a crash has interrupted has had the client forget what it has. One that runs was moved to all of
+                // its content, or to none.
+                _ if is_held && may_overwrite && !is_elsewhere && !place.is_empty() => Ok(whole),
                 Some(_) if place.is_empty() || !may_overwrite => Ok(recheck),
                 Some(difference) => Err(precondition(format!(
                     "{difference}; a torrent that runs needs there either all that it has or none of its files, because the \
@@ -258,9 +265,7 @@ impl Execution<'_> {
                      a torrent that runs and is not complete might write to them meanwhile: stop it first",
                     ))
                 }
-                None if torrent.downloaded == 0 && may_overwrite && is_elsewhere => {
-                    Ok(Move { must_find: Some(torrent.length), ..recheck })
-                }
+                None if torrent.downloaded == 0 && may_overwrite && is_elsewhere => Ok(whole),
                 None if torrent.downloaded == 0 => Ok(recheck),
                 None => Ok(Move { must_find: Some(torrent.downloaded), ..recheck }),
             }

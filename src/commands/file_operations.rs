@@ -8,9 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::future::join_all;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
@@ -34,9 +32,6 @@ use crate::port::{ClientError, Scope};
 /// Most files of other torrents that are read and compared at a time; a torrent with more is read alone.
 const COMPARED_FILES_MAX: u64 = 20_000;
 
-/// Maximum time for a poll to name the events of a torrent that goes on.
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// A torrent as the client has it now.
 pub(super) struct CurrentTorrent {
     pub torrent: Torrent,
@@ -55,9 +50,9 @@ impl CurrentTorrent {
         self.held.map_or(self.torrent.status == Status::Paused, |held| held == RunState::Paused)
     }
 
-    /// Whether it is stopped, and was so before it was held.
+    /// Whether it is stopped, and was so before it was held: somebody may have started it since.
     pub fn was_stopped(&self) -> bool {
-        self.held.map_or(self.torrent.status == Status::Stopped, |held| held == RunState::Stopped)
+        self.torrent.status == Status::Stopped && self.held.is_none_or(|held| held == RunState::Stopped)
     }
 }
 
@@ -233,7 +228,9 @@ impl Execution<'_> {
         let moved = self.move_held(hash, directory, listing, moving, is_checking).await;
         let moving = self.or_release(hash, moved).await?;
         if let Err(failure) = self.insist(&action).await {
-            return Err(self.move_back(moving, home, failure).await);
+            let failure = self.move_back(moving, home, failure).await;
+            effect.asked();
+            return Err(failure);
         }
         self.confirm(effect).await?;
         blocking(move || moving.check_done()).await??;
@@ -285,19 +282,13 @@ impl Execution<'_> {
             Ok(Err(error)) | Err(error) => return error.into(),
         }
         // A client that did not find the files at the new place has forgotten that it has them.
-        let (check, was_paused) = (Action::Recheck(home.hash), home.was_paused);
-        self.restore(&[Action::Move(home), check], was_paused).await.err().unwrap_or(failure)
-    }
-
-    /// Asks for the steps that bring a torrent back to how it was, and waits for the poll that names their events.
-    pub(super) async fn restore(&self, steps: &[Action], was_paused: bool) -> Attempt<()> {
-        let effects: Vec<EffectWaiter<'_>> = steps.iter().map(|step| self.expect_of(step, was_paused)).collect();
-        for step in steps {
-            self.insist(step).await?;
+        let check = Action::Recheck(home.hash);
+        for step in [Action::Move(home), check] {
+            if let Err(worse) = self.insist(&step).await {
+                return worse;
+            }
         }
-        effects.iter().for_each(EffectWaiter::asked);
-        self.see_released(effects).await;
-        Ok(())
+        failure
     }
 
     /// Lets a held torrent go on as before if what was to be done with its files has failed. Its sender may have the result
@@ -305,13 +296,12 @@ impl Execution<'_> {
     async fn or_release<T>(&self, hash: InfoHash, done: Attempt<T>) -> Attempt<T> {
         let Err(failure) = done else { return done };
         self.progress().is_changing = false;
-        let released = self.release_expected(hash).await;
-        self.see_released(released).await;
+        self.release(hash).await;
         Err(failure)
     }
 
-    /// Lets a held torrent go on as before; returns the effect that a poll has to show, if the client has let it.
-    pub(super) async fn release_expected(&self, hash: InfoHash) -> Option<EffectWaiter<'_>> {
+    /// Lets a held torrent go on as before, as soon as the client answers; does nothing to one that is not held.
+    pub(super) async fn release(&self, hash: InfoHash) {
         let was_paused = loop {
             match self.current(hash).await {
                 Ok(current) => break current.was_paused(),
@@ -320,35 +310,19 @@ impl Execution<'_> {
                 Err(Failure::Command(_) | Failure::Store(_)) => break false,
             }
         };
+        let action = Action::Release(hash);
         // Before the client is asked: a poll may show its events before its answer is here.
-        let effect = self.expect_of(&Action::Release(hash), was_paused);
-        if !self.release(hash).await {
-            return None;
-        }
-        effect.asked();
-        Some(effect)
-    }
-
-    /// Waits for the poll that names the events of torrents that were let go on.
-    pub(super) async fn see_released(&self, effects: impl IntoIterator<Item = EffectWaiter<'_>>) {
-        self.wake();
-        let shown = join_all(effects.into_iter().map(effect_shown));
-        let _was_polled = timeout(self.effect_timeout().max(RELEASE_TIMEOUT), shown).await.is_ok();
-    }
-
-    /// Lets a held torrent go on as before, as soon as the client answers; does nothing to one that is not held. Returns
-    /// whether the client has let it.
-    pub(super) async fn release(&self, hash: InfoHash) -> bool {
-        while let Err(error) = self.insist(&Action::Release(hash)).await {
+        let effect = self.expect_of(&action, was_paused);
+        while let Err(error) = self.insist(&action).await {
             let is_unanswered = |code| matches!(code, ErrorCode::Unconfirmed | ErrorCode::ClientOffline);
             if matches!(&error, Failure::Command(error) if !is_unanswered(error.code)) {
                 warn!(server = %self.parts.server, id = %self.command.id, %hash, %error, "torrent stays stopped");
-                return false;
+                return;
             }
             self.client_answers().await;
         }
+        effect.asked();
         self.progress().settle(hash);
-        true
     }
 
     /// Waits until a poll shows what the client was asked for last.
@@ -483,11 +457,6 @@ impl Execution<'_> {
         }
         Ok(plan)
     }
-}
-
-/// Waits until a poll shows an effect, and takes it back.
-async fn effect_shown(mut effect: EffectWaiter<'_>) {
-    effect.shown().await;
 }
 
 /// Returns the directory of the files of a torrent after a move.

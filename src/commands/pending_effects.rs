@@ -4,8 +4,10 @@
 //! its cause, however fast it comes. Whether the effect is there is judged only by polls that began *after* the
 //! client was asked: an earlier one may show the state of before.
 //!
-//! A client may check the data behind an action, for hours, and go on by itself when the check is over. So the effect of
-//! such an action stays behind its command, until the torrent is at rest: the events of the check have that cause, too.
+//! What the client was asked for may show only when its command has ended, so an effect stays behind the command until a
+//! later poll has shown what there is. A client may also check the data behind an action, for hours, and go on by itself
+//! when the check is over: then the effect stays until the torrent is at rest, and the events of the check have that cause,
+//! too.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,8 +18,8 @@ use tokio::time::Instant;
 
 use crate::model::{Action, Cause, ChangeSet, CommandId, Covers, InfoHash, Kind, Listing, Snapshot, Status, Torrent};
 
-/// Time after a check in which a torrent that was paused before is paused again.
-const PAUSE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time in which a torrent is as it has to be: paused again after a check, or gone.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The pending effects of one server.
 #[derive(Default)]
@@ -29,6 +31,8 @@ pub struct PendingEffects {
 struct State {
     /// Polls begun in this run.
     polls: u64,
+    /// The last one that was judged.
+    judged: u64,
     /// Effects registered in this run.
     registered: u64,
     /// The effects by their number, so the oldest first: of two commands, the first explains an event.
@@ -53,6 +57,8 @@ struct Pending {
 struct Left {
     /// Polls begun when the command ended; only later ones show that the torrent is at rest.
     after_poll: u64,
+    /// None of these was judged yet.
+    is_unseen: bool,
     /// Since when no check is shown.
     checked: Option<Instant>,
 }
@@ -73,29 +79,32 @@ impl Pending {
             Kind::Checking | Kind::Checked | Kind::ErrorCleared | Kind::Started | Kind::Resumed => true,
             _ => false,
         };
-        self.action.explains(kind) && (self.left.is_none() || may_follow_check)
+        let may_be_new = self.left.as_ref().is_none_or(|left| left.is_unseen);
+        self.action.explains(kind) && (may_be_new || may_follow_check)
     }
 
-    /// Whether a torrent is being checked, or does not do yet what it did before.
+    /// Whether a torrent is being checked, does not do yet what it did before, or is still there.
     fn is_unsettled(&self, torrent: &Torrent) -> bool {
+        let is_deleted = matches!(self.action, Action::Delete(_));
         let is_as_before = !self.was_paused || matches!(torrent.status, Status::Paused | Status::Stopped);
-        torrent.status == Status::Checking || !is_as_before
+        torrent.status == Status::Checking || !is_as_before || is_deleted
     }
 
     /// Whether what is left of it explains no further event; `torrent` is what `poll` has shown.
     fn is_over(&mut self, poll: u64, torrent: Option<&Torrent>) -> bool {
         let Some(left) = self.left.as_mut().filter(|left| left.after_poll < poll) else { return false };
+        left.is_unseen = false;
         let Some(torrent) = torrent else { return true };
         if torrent.status == Status::Checking {
             left.checked = None;
             return false;
         }
         let since = *left.checked.get_or_insert_with(Instant::now);
-        since.elapsed() >= PAUSE_TIMEOUT || !self.is_unsettled(torrent)
+        since.elapsed() >= SETTLE_TIMEOUT || !self.is_unsettled(torrent)
     }
 }
 
-/// Waits for one effect. Dropping it takes the effect back, or leaves it until a check is over.
+/// Waits for one effect. Dropping it takes the effect back, or leaves it until a poll has shown it and a check is over.
 pub struct EffectWaiter<'a> {
     effects: &'a PendingEffects,
     number: u64,
@@ -161,11 +170,13 @@ impl PendingEffects {
 
     /// Resolves the effects that a poll shows, after its change set was committed.
     pub fn judge(&self, poll: u64, listing: &Listing, snapshot: &Snapshot) {
-        self.state().pending.retain(|_, pending| {
+        let mut state = self.state();
+        state.judged = poll;
+        state.pending.retain(|_, pending| {
             let torrent = snapshot.get(&pending.action.hash()).map(|one| &*one.torrent);
             !pending.is_over(poll, torrent)
         });
-        for pending in self.state().pending.values_mut().filter(|pending| pending.left.is_none()) {
+        for pending in state.pending.values_mut().filter(|pending| pending.left.is_none()) {
             let hash = pending.action.hash();
             pending.is_checked = snapshot.get(&hash).is_some_and(|one| pending.is_unsettled(&one.torrent));
             let Pending { action, asked_after_poll, shown, .. } = pending;
@@ -237,13 +248,14 @@ impl EffectWaiter<'_> {
 impl Drop for EffectWaiter<'_> {
     fn drop(&mut self) {
         let mut state = self.effects.state();
-        let polls = state.polls;
+        let State { polls, judged, .. } = *state;
         let Some(mut pending) = state.pending.remove(&self.number) else { return };
-        let hash = pending.action.hash();
+        let Some(asked_after_poll) = pending.asked_after_poll else { return };
+        let (hash, is_unseen) = (pending.action.hash(), judged <= asked_after_poll);
         // Only the first of a torrent is left, which has begun the check; so there are never more than torrents.
         let is_first = !state.pending.values().any(|other| other.left.is_some() && other.action.hash() == hash);
-        if is_first && pending.asked_after_poll.is_some() && pending.is_checked && pending.action.may_check() {
-            pending.left = Some(Left { after_poll: polls, checked: None });
+        if is_first && (is_unseen || pending.is_checked && pending.action.may_check()) {
+            pending.left = Some(Left { after_poll: polls, is_unseen, checked: None });
             state.pending.insert(self.number, pending);
         }
     }
@@ -356,9 +368,9 @@ mod tests {
         let check = polled.expect("one", Action::Recheck(HASH), Status::Paused);
         assert!(polled.poll(Status::Checking, Kind::Checking).is_some());
         drop(check);
-        tokio::time::advance(2 * PAUSE_TIMEOUT).await;
+        tokio::time::advance(2 * SETTLE_TIMEOUT).await;
         assert!(polled.poll(Status::Seeding, Kind::Checked).is_some());
-        tokio::time::advance(PAUSE_TIMEOUT).await;
+        tokio::time::advance(SETTLE_TIMEOUT).await;
         assert!(polled.poll(Status::Seeding, Kind::LabelChanged).is_none());
         assert!(polled.is_empty());
     }

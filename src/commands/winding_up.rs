@@ -69,15 +69,13 @@ impl Execution<'_> {
             again.note_end(&body);
             let is_done =
                 |hash: &InfoHash| body.torrents.iter().any(|row| row.hash == *hash && row.status == OutcomeStatus::Ok);
-            let mut released = Vec::new();
             for hash in begun.iter().filter(|hash| !is_done(hash)) {
                 if self.is_old() && !again.is_whole(*hash).await {
                     warn!(%server, %id, %hash, "torrent stays stopped: some of its files are deleted");
                     continue;
                 }
-                released.extend(again.release_expected(*hash).await);
+                again.release(*hash).await;
             }
-            again.see_released(released).await;
         }
         self.note_begun(Vec::new()).await
     }

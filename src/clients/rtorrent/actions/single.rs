@@ -17,6 +17,8 @@ use crate::port::{Applied, ClientError};
 
 /// The custom value of a held torrent that says how it was: `running`, `paused` or `stopped`.
 const HELD_KEY: &str = "dtorrent_held";
+/// Its value for one that goes on, and is to be paused as soon as that is possible.
+const PAUSING: &str = "pausing";
 /// The custom value of a torrent whose directory was set that says where it was, until it goes on.
 const HOME_KEY: &str = "dtorrent_home";
 /// Files whose priority is set in one exchange.
@@ -35,6 +37,32 @@ pub(super) struct SingleAction<'a> {
     pub(super) client: &'a RtorrentClient,
     pub(super) hash: InfoHash,
     pub(super) deadline: Instant,
+}
+
+/// Where a torrent is, and, while it is held and moved, where it was and how.
+struct Places {
+    /// The directory of its files.
+    at: String,
+    /// The files are in a folder of its name.
+    is_folder: bool,
+    /// Empty unless it is being moved.
+    home: String,
+    /// Empty unless it is held.
+    was: String,
+}
+
+impl Places {
+    /// Whether nothing is left of a move but to let the torrent go on: its old directory is forgotten last.
+    fn is_moved(&self, directory: &str, name: &str) -> bool {
+        let place = if self.is_folder { Path::new(directory).join(name) } else { PathBuf::from(directory) };
+        self.home.is_empty() && Path::new(&self.at) == place
+    }
+
+    /// Whether the directory of one that ran was set.
+    fn is_begun(&self, directory: &str) -> bool {
+        let has_run = matches!(self.was.as_str(), "running" | "paused");
+        !self.home.is_empty() && has_run && is_at_or_below(&self.at, directory)
+    }
 }
 
 /// A torrent as it was read, with the access that keeps others from changing it meanwhile.
@@ -99,16 +127,12 @@ impl<'a> SingleAction<'a> {
         let until = self.deadline.min(Instant::now() + CHECK_TIMEOUT);
         while Instant::now() < until {
             let CurrentTorrent { access, row, .. } = self.read().await?;
-            if !row.is_checking() {
-                if !row.is_active {
-                    self.client.state().actions.pause_after_check.remove(&self.hash);
-                    return Ok(());
-                }
-                if self.client.state().actions.announces.try_announce(self.hash, Instant::now()) {
-                    access.call_torrent(self.hash, &[self.call("d.pause")]).await?;
-                    self.client.state().actions.pause_after_check.remove(&self.hash);
-                    return Ok(());
-                }
+            let may_pause =
+                || !row.is_active || self.client.state().actions.announces.try_announce(self.hash, Instant::now());
+            if !row.is_checking() && may_pause() {
+                access.call_torrent(self.hash, &pause_again(self.hash, row.is_active)).await?;
+                self.client.state().actions.pause_after_check.remove(&self.hash);
+                return Ok(());
             }
             drop(access);
             tokio::time::sleep(EFFECT_INTERVAL).await;
@@ -173,7 +197,7 @@ impl<'a> SingleAction<'a> {
         let mut all = Vec::new();
         // A value that is there belongs to a command that was interrupted, and is still true, unless somebody has started the
         // torrent since.
-        if state || stored.first().and_then(Value::str).is_none_or(str::is_empty) {
+        if state || stored.first().and_then(Value::str).and_then(run_state).is_none() {
             all.extend([self.call("d.custom.set").text(HELD_KEY).text(was), self.call("d.save_full_session")]);
         }
         all.extend(calls);
@@ -192,10 +216,15 @@ impl<'a> SingleAction<'a> {
     /// in the new directory as it was, it gets its old one back, and stays held.
     pub(super) async fn relocate(&self, Move { directory, recheck, must_find, .. }: &Move) -> Outcome {
         check_directory(directory)?;
-        if self.was_moved(directory).await? {
+        let CurrentTorrent { access, row, .. } = self.read().await?;
+        let places = self.places(&access).await?;
+        drop(access);
+        if places.is_moved(directory, &row.fixed.name) {
             return self.release().await;
         }
-        let was_let_go = self.was_let_go(directory).await?;
+        // By an earlier attempt, of which the answer was lost. It is not held once more then, because by now rTorrent may be
+        // checking it, or writing to its files.
+        let was_let_go = row.state && places.is_begun(directory);
         // What finds its content may wait for its turn when it runs.
         if *recheck && must_find.is_none() && !was_let_go {
             self.check_may_be_checked().await?;
@@ -204,7 +233,7 @@ impl<'a> SingleAction<'a> {
             self.hold().await?;
         }
         let CurrentTorrent { access, .. } = self.read().await?;
-        let [at, home, was] = self.places(&access).await?;
+        let Places { at, home, was, .. } = self.places(&access).await?;
         // An earlier attempt may have set the directory.
         let home = if is_at_or_below(&at, directory) && !home.is_empty() { &home } else { &at };
         let was = was.as_str();
@@ -240,36 +269,17 @@ impl<'a> SingleAction<'a> {
         }
     }
 
-    /// Whether the torrent is in the directory, and nothing is left to do but to let it go on: an earlier attempt forgets the
-    /// old directory last.
-    async fn was_moved(&self, directory: &str) -> Result<bool, ClientError> {
-        let CurrentTorrent { access, row, .. } = self.read().await?;
-        let [at, home, _] = self.places(&access).await?;
-        let is_folder = access.call_torrent(self.hash, &[Call::column(self.hash, "d.is_multi_file", None)]).await?;
-        let is_folder = is_folder.first().and_then(Value::int) == Some(1);
-        let place = if is_folder { Path::new(directory).join(&row.fixed.name) } else { PathBuf::from(directory) };
-        Ok(home.is_empty() && Path::new(&at) == place)
-    }
-
-    /// Whether an earlier attempt, of which the answer was lost, has set the directory and let the torrent go on: it is not
-    /// held once more then, because by now rTorrent may be checking it, or writing to its files.
-    async fn was_let_go(&self, directory: &str) -> Result<bool, ClientError> {
-        let CurrentTorrent { access, row, .. } = self.read().await?;
-        let [at, home, was] = self.places(&access).await?;
-        let is_begun = !home.is_empty() && matches!(was.as_str(), "running" | "paused");
-        Ok(row.state && is_begun && is_at_or_below(&at, directory))
-    }
-
-    /// Returns where the torrent is, and, while it is moved, where it was and how.
-    async fn places(&self, access: &Access<'_>) -> Result<[String; 3], ClientError> {
+    async fn places(&self, access: &Access<'_>) -> Result<Places, ClientError> {
         let calls = [
             Call::column(self.hash, "d.directory_base", None),
+            Call::column(self.hash, "d.is_multi_file", None),
             Call::column(self.hash, "d.custom", Some(HOME_KEY)),
             held_state(self.hash),
         ];
         let values = access.call_torrent(self.hash, &calls).await?;
         let text = |place: usize| values.get(place).and_then(Value::str).unwrap_or_default().to_owned();
-        Ok([text(0), text(1), text(2)])
+        let is_folder = values.get(1).and_then(Value::int) == Some(1);
+        Ok(Places { at: text(0), is_folder, home: text(2), was: text(3) })
     }
 
     async fn set_directory(&self, access: &Access<'_>, home: &str, directory: &str) -> Result<(), ClientError> {
@@ -363,6 +373,9 @@ impl<'a> SingleAction<'a> {
                 // 0.9.8 does not start what had a file before and has none now, and does at the second time.
                 TorrentRow { hashing: 0, .. } if restart_at.take_if(|at| Instant::now() >= *at).is_some() => {
                     self.client.state().actions.announces.record(self.hash, Instant::now());
+                    if paused {
+                        self.client.state().actions.pause_after_check.insert(self.hash);
+                    }
                     let calls = ["d.stop", "d.close", "d.start"].map(|method| self.call(method));
                     access.call_torrent(self.hash, &calls).await?;
                 }
@@ -395,7 +408,7 @@ impl<'a> SingleAction<'a> {
     /// Lets the torrent go on as it was when it was held; does nothing for one that is not held.
     pub(super) async fn release(&self) -> Outcome {
         let CurrentTorrent { access, .. } = self.read().await?;
-        let [_, home, was] = self.places(&access).await?;
+        let Places { home, was, .. } = self.places(&access).await?;
         drop(access);
         if was.is_empty() && home.is_empty() {
             return Ok(Applied::Seen);
@@ -414,7 +427,7 @@ impl<'a> SingleAction<'a> {
         // Not `d.resume`, which leaves a stopped torrent active with the state of a stopped one.
         access.call_torrent(self.hash, &[self.call("d.start")]).await?;
         drop(access);
-        if was == "paused" {
+        if matches!(was, "paused" | PAUSING) {
             self.client.state().actions.pause_after_check.insert(self.hash);
             self.pause_when_checked().await?;
         }
@@ -422,11 +435,16 @@ impl<'a> SingleAction<'a> {
     }
 
     /// Forgets how the torrent was before it was held: only when it is so again. Until then it looks like another one, for
-    /// which an action that is repeated must not take it.
+    /// which an action that is repeated must not take it. For one that is paused later, [`pause_again`] does it.
     async fn forget_hold(&self) -> Outcome {
-        let forget = |key| self.call("d.custom.set").text(key).text("");
-        let calls = [forget(HELD_KEY), forget(HOME_KEY), self.call("d.save_full_session")];
-        self.read().await?.access.call_torrent(self.hash, &calls).await.map(|_| Applied::Seen)
+        let access = self.read().await?.access;
+        let is_paused_later = self.client.state().actions.pause_after_check.contains(&self.hash);
+        let calls = [
+            self.call("d.custom.set").text(HELD_KEY).text(if is_paused_later { PAUSING } else { "" }),
+            self.call("d.custom.set").text(HOME_KEY).text(""),
+            self.call("d.save_full_session"),
+        ];
+        access.call_torrent(self.hash, &calls).await.map(|_| Applied::Seen)
     }
 
     /// Puts the torrent into a throttle group, which has limits of its own.
@@ -492,6 +510,13 @@ impl<'a> SingleAction<'a> {
 /// The call for how a held torrent ran before.
 pub(in super::super) fn held_state(hash: InfoHash) -> Call {
     Call::column(hash, "d.custom", Some(HELD_KEY))
+}
+
+/// The calls that have a torrent as it was before a check or a hold, which rTorrent has made run if `is_active`.
+pub(super) fn pause_again(hash: InfoHash, is_active: bool) -> Vec<Call> {
+    let pause = is_active.then(|| Call::on(hash, "d.pause"));
+    let forget = Call::on(hash, "d.custom.set").text(HELD_KEY).text("");
+    pause.into_iter().chain([forget, Call::on(hash, "d.save_full_session")]).collect()
 }
 
 /// Parses the answer to [`held_state`]; `None` for a torrent that is not held.
