@@ -6,6 +6,9 @@
 //!
 //! A message is passed on with everything known of it and admitted elsewhere, except that a reply to somebody else's
 //! request is no command. Requests are taken in as they come, because NATS does not wait ([`intake`](super::intake)).
+//!
+//! A server says nothing of a subscription that it grants, and refuses one by an error on the connection. What is refused is
+//! subscribed to again and again, on the same connection: others may be granted.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,17 +18,17 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::System;
 use super::connection::{Connection, ConnectionError, ConnectionEvent};
 use super::eager_subscription::EagerSubscription;
 use super::intake::Intake;
-use super::reply::is_reply;
+use super::reply::{Denied, is_reply};
 use super::stream::nanos;
 use crate::model::{ServerName, TextLimit, Timestamp};
-use crate::port::{Clock, CommandSource, DeliverError, Incoming};
+use crate::port::{Clock, CommandSource, DeliverError, Incoming, RefusedFilter, SubscriptionObserver};
 use crate::sinks::broker::address::CommandPattern;
 use crate::sinks::broker::on_demand::OnDemand;
 
@@ -39,10 +42,17 @@ const DROPPED_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// The header for the sender's name, for the log; on MQTT a user property.
 const USER_HEADER: &str = "user";
 
+/// Time after which a refusal is here, unless the server is far away: it is taken for granted until then.
+const REFUSAL_TIMEOUT: Duration = Duration::from_millis(500);
+/// Interval at which refused subjects are subscribed to again.
+const SUBSCRIBE_INTERVAL: Duration = Duration::from_secs(15);
+
 /// A NATS system as a source of commands.
 pub struct NatsCommands {
     service: Arc<Service>,
     session: OnDemand<Session, ConnectionError>,
+    /// Called when other subjects are refused than at the last call on this connection.
+    observer: Option<(SubscriptionObserver, Option<Vec<RefusedFilter>>)>,
 }
 
 /// The service, whatever connection it has now.
@@ -57,7 +67,30 @@ struct Service {
 
 struct Session {
     connection: Connection,
-    _subscriptions: Vec<Arc<EagerSubscription<Subscriber>>>,
+    /// One for each of the service's endpoints.
+    requests: Vec<Arc<EagerSubscription<Subscriber>>>,
+    _monitoring: Vec<Arc<EagerSubscription<Subscriber>>>,
+    refused: Vec<RefusedFilter>,
+    next_step: NextStep,
+}
+
+/// What is done next about subscriptions that may be refused.
+#[derive(Clone, Copy)]
+enum NextStep {
+    /// What is refused is known by then.
+    Report(Instant),
+    /// What is refused is subscribed to again.
+    Subscribe(Instant),
+    Nothing,
+}
+
+impl NextStep {
+    async fn due(self) {
+        match self {
+            Self::Report(at) | Self::Subscribe(at) => sleep_until(at).await,
+            Self::Nothing => std::future::pending().await,
+        }
+    }
 }
 
 impl NatsCommands {
@@ -69,44 +102,80 @@ impl NatsCommands {
         };
         let (started, intake) = (clock.now(), Intake::new(incoming_bytes_max));
         let service = Service { system, started, endpoints, intake, dropped_logged_at: Mutex::default() };
-        Self { service: Arc::new(service), session: OnDemand::default() }
+        Self { service: Arc::new(service), session: OnDemand::default(), observer: None }
     }
 
     /// Returns the next request, or `None` after something else happened. Cancel-safe: all progress is in `self`.
     async fn receive(&mut self) -> Result<Option<Incoming>, ConnectionError> {
-        let Service { system, intake, .. } = &*self.service;
+        let service = Arc::clone(&self.service);
+        let Service { system, intake, .. } = &*service;
         // One that came before the last connection ended.
         if let Some(request) = intake.pop() {
             return Ok(Some(request));
         }
-        let connect = || Session::open(Arc::clone(&self.service)).boxed();
+        let connect = || Session::open(Arc::clone(&service)).boxed();
         let session = self.session.get(connect).await?;
         let event = tokio::select! {
             biased;
             event = session.connection.next_event() => event?,
+            () = session.next_step.due() => {
+                session.take_step(&service).await?;
+                self.report_refused();
+                return Ok(None);
+            }
             request = intake.next() => return Ok(Some(request)),
         };
         match event {
             ConnectionEvent::LameDuck if system.has_others() => return Err(ConnectionError::lame_duck()),
+            ConnectionEvent::PermissionDenied { denied: Denied::Subscribe(subject), .. }
+                if service.endpoints.iter().any(|endpoint| endpoint.pattern == subject) =>
+            {
+                session.note_refused(subject);
+            }
             ConnectionEvent::PermissionDenied { text, .. } => {
                 warn!(sink = %system.settings.name, reason = text, "some requests cannot be received or replied to");
             }
-            ConnectionEvent::SlowConsumer => self.service.warn_of_dropped(),
+            ConnectionEvent::SlowConsumer => service.warn_of_dropped(),
             ConnectionEvent::LameDuck | ConnectionEvent::Other => {}
         }
         Ok(None)
+    }
+
+    fn report_refused(&mut self) {
+        if let Some(session) = self.session.current()
+            && matches!(session.next_step, NextStep::Subscribe(_) | NextStep::Nothing)
+            && let Some((observer, last)) = &mut self.observer
+            && last.as_ref() != Some(&session.refused)
+        {
+            observer(&session.refused);
+            *last = Some(session.refused.clone());
+        }
+    }
+
+    fn disconnect(&mut self) {
+        self.session.take();
+        if let Some((_, last)) = &mut self.observer {
+            *last = None;
+        }
     }
 }
 
 #[async_trait]
 impl CommandSource for NatsCommands {
+    fn observe_subscriptions(&mut self, observer: SubscriptionObserver) -> bool {
+        // Without endpoints there is nothing to be subscribed to.
+        let has_endpoints = !self.service.endpoints.is_empty();
+        self.observer = has_endpoints.then_some((observer, None));
+        has_endpoints
+    }
+
     async fn next(&mut self) -> Result<Incoming, DeliverError> {
         loop {
             match self.receive().await {
                 Ok(Some(request)) => return Ok(request),
                 Ok(None) => {}
                 Err(error) => {
-                    self.session.take();
+                    self.disconnect();
                     return Err(error.into());
                 }
             }
@@ -115,7 +184,7 @@ impl CommandSource for NatsCommands {
 
     /// Disconnects, so that requesters get "no responders" at once. What came before waits here.
     async fn pause(&mut self) {
-        self.session.take();
+        self.disconnect();
         self.service.intake.mark_waited();
     }
 }
@@ -224,27 +293,74 @@ impl Session {
         let Service { system, endpoints, .. } = &*service;
         let connection = system.connect("commands", REQUESTS_MAX).await?;
         let client = &connection.client;
-        let failed = |error: async_nats::SubscribeError| ConnectionError::other(format!("cannot subscribe: {error}"));
-        let (id, mut subscriptions) = (&system.stats.service_id, Vec::new());
-        // A queue group, so that each request reaches one of several bridges with the same servers.
+        let (id, mut requests, mut monitoring) = (&system.stats.service_id, Vec::new(), Vec::new());
         for endpoint in endpoints {
-            let pattern = endpoint.pattern.clone();
-            let subscriber = client.queue_subscribe(pattern, QUEUE_GROUP.to_owned()).await.map_err(failed)?;
-            let (service, endpoint) = (Arc::clone(&service), endpoint.clone());
-            let take_in = move |request| service.take_in(&endpoint, request);
-            subscriptions.push(EagerSubscription::begin(subscriber, take_in));
+            requests.push(subscribe(&service, client, endpoint).await?);
         }
         for verb in ["PING", "INFO", "STATS"] {
             for subject in [format!("$SRV.{verb}"), format!("$SRV.{verb}.{NAME}"), format!("$SRV.{verb}.{NAME}.{id}")] {
-                let subscriber = client.subscribe(subject).await.map_err(failed)?;
+                let subscriber = client.subscribe(subject).await.map_err(cannot_subscribe)?;
                 let (service, client) = (Arc::clone(&service), client.clone());
                 let reply = move |request| service.reply_to_monitoring(&client, request);
-                subscriptions.push(EagerSubscription::begin(subscriber, reply));
+                monitoring.push(EagerSubscription::begin(subscriber, reply));
             }
         }
         // Until the server has read the subscriptions, a requester would get "no responders" from a service that says it is up.
-        client.flush().await.map_err(|error| ConnectionError::other(error.to_string()))?;
+        flush(client).await?;
         info!(sink = %system.settings.name, endpoints = endpoints.len(), "accepting commands");
-        Ok(Self { connection, _subscriptions: subscriptions })
+        let next_step = NextStep::Report(Instant::now() + REFUSAL_TIMEOUT);
+        Ok(Self { connection, requests, _monitoring: monitoring, refused: Vec::new(), next_step })
     }
+
+    fn note_refused(&mut self, filter: String) {
+        let reason = "the login has no right to subscribe to it".to_owned();
+        self.refused.retain(|refused| refused.filter != filter);
+        self.refused.push(RefusedFilter { filter, reason });
+        self.refused.sort_by(|one, other| one.filter.cmp(&other.filter));
+        // A right may also be taken away, from a subscription that was granted.
+        if !matches!(self.next_step, NextStep::Report(_)) {
+            self.next_step = NextStep::Report(Instant::now() + REFUSAL_TIMEOUT);
+        }
+    }
+
+    /// Cancel-safe: what was not done to its end is done again.
+    async fn take_step(&mut self, service: &Arc<Service>) -> Result<(), ConnectionError> {
+        if let NextStep::Subscribe(_) = self.next_step {
+            for (endpoint, requests) in service.endpoints.iter().zip(&mut self.requests) {
+                if self.refused.iter().any(|refused| refused.filter == endpoint.pattern) {
+                    *requests = subscribe(service, &self.connection.client, endpoint).await?;
+                }
+            }
+            flush(&self.connection.client).await?;
+            self.refused.clear();
+            self.next_step = NextStep::Report(Instant::now() + REFUSAL_TIMEOUT);
+        } else if self.refused.is_empty() {
+            self.next_step = NextStep::Nothing;
+        } else {
+            self.next_step = NextStep::Subscribe(Instant::now() + SUBSCRIBE_INTERVAL);
+        }
+        Ok(())
+    }
+}
+
+/// Begins to take in the requests of an endpoint.
+async fn subscribe(
+    service: &Arc<Service>,
+    client: &Client,
+    endpoint: &CommandPattern,
+) -> Result<Arc<EagerSubscription<Subscriber>>, ConnectionError> {
+    // A queue group, so that each request reaches one of several bridges with the same servers.
+    let subscriber = client.queue_subscribe(endpoint.pattern.clone(), QUEUE_GROUP.to_owned()).await;
+    let (service, endpoint) = (Arc::clone(service), endpoint.clone());
+    let take_in = move |request| service.take_in(&endpoint, request);
+    Ok(EagerSubscription::begin(subscriber.map_err(cannot_subscribe)?, take_in))
+}
+
+fn cannot_subscribe(error: async_nats::SubscribeError) -> ConnectionError {
+    ConnectionError::other(format!("cannot subscribe: {error}"))
+}
+
+/// Waits until the server has read what was sent.
+async fn flush(client: &Client) -> Result<(), ConnectionError> {
+    client.flush().await.map_err(|error| ConnectionError::other(error.to_string()))
 }

@@ -2,12 +2,14 @@
 
 use async_nats::{Client, ConnectOptions};
 use bytes::Bytes;
+use dtorrent_peers::process::free_port;
 use futures_util::StreamExt as _;
 use serde_json::Value;
 
 use super::{bus, label, load_one};
+use crate::harness::http::{get_until, request};
 use crate::harness::nats::{self, NatsServer, api, body, stored, until, value};
-use crate::harness::{World, can_run};
+use crate::harness::{Setup, World, can_run};
 
 async fn login(server: &NatsServer, user: &str) -> Client {
     server.client_with(ConnectOptions::with_user_and_password(user.into(), user.into())).await
@@ -99,6 +101,61 @@ async fn the_permissions_of_the_stack_allow_the_bridge_everything_and_others_no_
         assert!(info["error"].is_null(), "{info}");
         while let Some(Some(message)) = futures_util::FutureExt::now_or_never(received.next()) {
             assert_ne!(message.subject.as_str(), "dtorrent.home.event.server_offline");
+        }
+    }
+}
+
+/// A server says nothing of a right that it grants, and takes one away without a new connection.
+#[tokio::test]
+async fn a_bridge_that_may_not_receive_commands_is_not_ready_until_it_may() {
+    if !can_run() {
+        return;
+    }
+    const COMMANDS: &str = "dtorrent.home.command.*";
+    let lines = |denied: &str| {
+        format!(
+            "jetstream {{{{ store_dir: \"{{dir}}/store\" }}}}\nauthorization {{{{ users = [ {{{{ user: bridge, password: b, \
+             permissions: {{{{ subscribe: {{{{ deny: [{denied}] }}}} }}}} }}}} ] }}}}"
+        )
+    };
+    let (all, none) = (lines(&format!("\"{COMMANDS}\"")), lines(""));
+    for program in nats::programs() {
+        let (folder, port) = (tempfile::tempdir().unwrap(), free_port().unwrap());
+        let mut server = NatsServer::start_with(&program, folder.path(), &all).await;
+        let http = format!("listen = \"127.0.0.1:{port}\"\ntoken = \"open sesame\"");
+        let setup = Setup { http, ..bus(&server, "username = \"bridge\"\npassword = \"b\"") };
+        let mut world = World::new(setup).await;
+        let hash = load_one(&world).await;
+        world.start_bridge().await;
+        let token = [("Authorization", "Bearer open sesame")];
+        let deaf = async || {
+            let answer = request(port, "GET", "/readyz", &token, b"").await;
+            let bus = &answer.json()["sinks"]["bus"];
+            let is_named = bus["problem"].as_str().is_some_and(|problem| problem.contains(COMMANDS));
+            (answer.status == 503 && bus["ready"] == false && is_named).then_some(())
+        };
+        until("the bridge is not ready", deaf).await;
+        // Other requests are taken meanwhile.
+        let user = server.client_with(ConnectOptions::with_user_and_password("bridge".into(), "b".into())).await;
+        let label = format!("dtorrent.home.torrent.{hash}.command.label");
+        let reply = user.request(label, Bytes::from_static(b"{\"label\":\"x\"}")).await.unwrap();
+        assert_eq!(body(&reply)["status"], "ok");
+        for text in ["commands cannot be received, trying again", COMMANDS] {
+            assert_eq!(world.bridge().count_in_log(text), 1, "{text}");
+        }
+        for is_granted in [true, false] {
+            server.reconfigure(if is_granted { &none } else { &all });
+            server.process().signal("HUP").unwrap();
+            if is_granted {
+                get_until(port, "/readyz", |ready| ready["ready"] == true).await;
+                let user =
+                    server.client_with(ConnectOptions::with_user_and_password("bridge".into(), "b".into())).await;
+                let list = "dtorrent.home.command.list";
+                let reply = user.request(list, Bytes::from_static(b"{}")).await.unwrap();
+                assert_eq!(body(&reply)["status"], "ok");
+            } else {
+                until("the bridge is not ready again", deaf).await;
+            }
         }
     }
 }
