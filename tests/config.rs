@@ -294,7 +294,7 @@ x.toml:4: log.level: `loud` is an unknown value; write "error" or "warn" or "inf
 x.toml:6: http.listen: `somewhere` is not an address to listen on; write an IP address and a port, "127.0.0.1:8787", or "off"
 x.toml:8: servers.Home: `Home` is not a valid name; use a-z, 0-9, _ and -, at most 63, the first a letter or digit; `bridge` is reserved
 x.toml:11: servers.a.url: unknown scheme `ftp`; write `unix:///path/to/rpc.sock`, `scgi://host:5000` or `http://host/RPC2`
-x.toml:12: servers.a.pasword: is an unknown key; did you mean `password`? known here: ca_file, client, extra, hooks, hooks_dir, interval, password, password_file, roots, rpc, sweep, timeout, url, username
+x.toml:12: servers.a.pasword: is an unknown key; did you mean `password`? known here: ca_file, client, extra, hooks, hooks_dir, interval, password, password_file, roots, rpc, sweep, timeout, tls_fingerprint, url, username
 x.toml:13: servers.a.interval: `100ms` is too short; write 250ms to 1h with a unit, as in "1s" or "500ms"
 x.toml:14: servers.a.timeout: is a number without a unit; write it with a unit, in quotes: timeout = "5s"
 x.toml:16: servers.a.hooks_dir: `bridge` is not an absolute path; write directories that begin with `/`, without `..`
@@ -328,7 +328,7 @@ x.toml:47: webhooks.x.headers: `Host` is written by dtorrent itself; leave it ou
 x.toml:47: webhooks.x.headers: the value of `X-A` has a line break or another control character; write one line of text
 x.toml:48: webhooks.x.keep_trying: `40days` is too long; write 1s to 30days with a unit, as in "1s" or "500ms"
 x.toml:49: webhooks.x.username: and the login in `url` are both given; keep one of them
-x.toml:51: webhooks.x.colour: is an unknown key; known here: ca_file, causes, content_type, events, format, header_files, headers, keep_trying, password, password_file, secret, secret_file, servers, template, template_file, timeout, token, token_file, torrents, url, url_file, username
+x.toml:51: webhooks.x.colour: is an unknown key; known here: ca_file, causes, content_type, events, format, header_files, headers, keep_trying, password, password_file, secret, secret_file, servers, template, template_file, timeout, tls_fingerprint, token, token_file, torrents, url, url_file, username
 x.toml:52: webhooks.y.url: is missing; write url = "http://localhost:8080/hook", or url_file = "/run/secrets/url"
 x.toml:53: webhooks.y.template: fails with an event of a torrent: its output is not valid JSON: expected `,` or `}` at line 1 column 12; in JSON write {{ value }} without quotes around it; see docs/webhooks.md
 "#;

@@ -348,7 +348,7 @@ async fn ask_bridge(http: &Http, dead_letters: &[SinkDeadLetter]) -> anyhow::Res
     let (Some(address), Some(token)) = (http.address(), &http.token) else {
         bail!("the bridge is running: stop it first, or set http.token so that it can be asked over HTTP");
     };
-    let client = tls::http_client(false, None, |client| client)?;
+    let client = tls::http_client(false, &tls::Trust::default(), |client| client)?;
     let url = format!("http://{address}/api/v1/dead-letters/{webhook}/replay");
     let ids: Vec<&str> = dead_letters.iter().map(|one| one.dead_letter.id.as_str()).collect();
     let asked = client.post(url).bearer_auth(token.expose_secret()).json(&json!({"ids": ids})).send().await;

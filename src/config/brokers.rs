@@ -7,7 +7,7 @@ use super::choose::{Rights, commands, events, servers};
 use super::login::{UrlLogin, login, take_login};
 use super::read::{Fault, Table};
 use super::secret::{mask_words, note_secret, read_file, secret, warn_of_readers};
-use super::values::{certificates, client_cert, rate, topic, torrents};
+use super::values::{client_cert, rate, topic, torrents, trust};
 use secrecy::ExposeSecret as _;
 
 use crate::model::{Retain, ServerName, SinkName, Verb};
@@ -87,7 +87,7 @@ fn mqtt(
         table.mask(|mask| mask.add(query));
     }
     let (username, password) = login(table, in_url);
-    let ca_pem = table.parsed("ca_file", certificates);
+    let trust = trust(table);
     let client_cert = client_cert(table);
     let version = table.choice("version", &Version::NAMES);
     let prefix = table.parsed("prefix", Prefix::of_topics);
@@ -99,7 +99,7 @@ fn mqtt(
         url: url?,
         username,
         password,
-        ca_pem,
+        trust,
         client_cert,
         version: version?,
         prefix: prefix?,
@@ -149,7 +149,7 @@ fn nats(
     let (texts, in_url) = without_logins(table, table.one_or_more("url"));
     let urls = table.each("url", texts, ServerUrl::parse);
     let login = nats_login(table, in_url);
-    let ca_pem = table.parsed("ca_file", certificates);
+    let trust = trust(table);
     let client_cert = client_cert(table);
     let prefix = table.parsed("prefix", Prefix::of_subjects);
     let (jetstream, replicas) = (table.boolean("jetstream"), table.whole("replicas"));
@@ -158,7 +158,7 @@ fn nats(
         instance: instance.to_owned(),
         urls: urls?,
         login,
-        ca_pem,
+        trust,
         client_cert,
         prefix: prefix?,
         servers: servers?,

@@ -159,7 +159,10 @@ const ALL: D = D::List(&["*"]);
 const SAFE_COMMANDS: D = D::List(&["*", "-delete_data", "-rpc"]);
 #[rustfmt::skip]
 const CA_FILE: Key = key("ca_file", F::Text(""), D::None("\"ca.pem\""),
-    "PEM file with the certificate authority to trust in place of the system's, where TLS is spoken.");
+    "PEM file with the certificate authority to trust in place of the system's, where TLS is spoken; or the server's own.");
+#[rustfmt::skip]
+const FINGERPRINT: Key = key("tls_fingerprint", F::OneOrMore("^sha256:"), D::None("\"sha256:…\""),
+    "Accept exactly this certificate, whoever has signed it: its SHA-256 fingerprint, or a list of several.");
 #[rustfmt::skip]
 const SERVERS: Key = key("servers", F::List(""), ALL,
     "Servers that it receives events of: names or patterns in order; a `-` removes what it names.");
@@ -254,6 +257,7 @@ static RTORRENT: Section = Section {
         key("username", F::Text(""), D::None("\"me\""), "User for HTTP basic authentication."),
         key("password", F::Secret(""), D::None("\"sesame\""), "Password for HTTP basic authentication."),
         CA_FILE,
+        FINGERPRINT,
         key("hooks", F::Bool, D::Bool(false),
             "Whether rTorrent notifies the bridge of changes, which it then polls without waiting for the interval."),
         key("hooks_dir", F::Text("^/"), D::None("\"/run/dtorrent\""),
@@ -280,8 +284,9 @@ static EXEC: Section = Section {
 };
 
 #[rustfmt::skip]
-static BROKER_TLS: [Key; 3] = [
+static BROKER_TLS: [Key; 4] = [
     CA_FILE,
+    FINGERPRINT,
     key("cert_file", F::Text(""), D::None("\"dtorrent.pem\""),
         "PEM file with the bridge's own certificate; goes with `key_file`."),
     key("key_file", F::Text(""), D::None("\"dtorrent.key\""),
@@ -393,6 +398,7 @@ static WEBHOOK: Section = Section {
         key("header_files", F::Texts, D::Empty,
             "More headers, whose values are in files: `{ X-Api-Key = \"/run/secrets/api_key\" }`."),
         CA_FILE,
+        FINGERPRINT,
         key("timeout", F::Duration(TIMEOUT_MIN, MINUTE), D::Duration(Duration::from_secs(20)),
             "Limit for one request: 100ms to 60s."),
         key("keep_trying", F::Duration(Duration::from_secs(1), days(30)), D::Duration(days(3)),

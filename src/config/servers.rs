@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::checked::{Client, Hooks, Server};
 use super::login::{login, take_login};
 use super::read::{Fault, Table};
-use super::values::{certificates, root};
+use super::values::{root, trust};
 use crate::clients::exec::settings as exec;
 use crate::clients::rtorrent::settings::{AllowedMethod, Endpoint, ExtraColumn, Settings};
 use crate::model::{PollSettings, ServerName};
@@ -67,7 +67,7 @@ fn rtorrent(server: Option<ServerName>, table: &Table<'_>) -> Option<Settings> {
         table.mask(|mask| mask.add_query(url));
     }
     let (username, password) = login(table, in_url);
-    let ca_pem = table.parsed("ca_file", certificates);
+    let trust = trust(table);
     let timeout = table.duration("timeout");
     let columns = table.named_texts("extra").into_iter();
     let extra = columns.filter_map(|(name, column)| {
@@ -83,7 +83,7 @@ fn rtorrent(server: Option<ServerName>, table: &Table<'_>) -> Option<Settings> {
         endpoint: endpoint?,
         username,
         password,
-        ca_pem,
+        trust,
         timeout: timeout?,
         extra,
         rpc: rpc?,

@@ -11,6 +11,7 @@ use super::read::{Fault, Table};
 use super::secret::{read_file, warn_of_readers};
 use crate::model::{Filter, MemoryBudget, SinkName, UrlRule, parse_bytes};
 use crate::sinks::mqtt::settings::ClientCert;
+use crate::tls::{Fingerprint, Trust};
 
 /// Reads the name of an instance, which follows the rules of a sink's name.
 pub fn instance(text: &str) -> Result<String, Fault> {
@@ -108,6 +109,19 @@ pub fn certificates(path: &str) -> Result<Vec<u8>, Fault> {
         return Ok(bytes);
     }
     Err(Fault::new(format!("`{path}` holds no certificate"), "name a certificate file in PEM form"))
+}
+
+/// Reads which servers are trusted with TLS.
+pub fn trust(table: &Table<'_>) -> Trust {
+    let ca_pem = table.parsed("ca_file", certificates);
+    let written = table.has("tls_fingerprint").then(|| table.one_or_more("tls_fingerprint")).flatten();
+    let fingerprint = |text: &str| {
+        let right = "write tls_fingerprint = \"sha256:…\" with 64 hexadecimal digits, as `openssl x509 -noout -fingerprint -sha256` \
+                     and `dtorrent check --connect` print it";
+        Fingerprint::parse(text).ok_or_else(|| Fault::new(format!("`{text}` is not a fingerprint"), right))
+    };
+    let fingerprints = table.each("tls_fingerprint", written, fingerprint).unwrap_or_default();
+    Trust { ca_pem, fingerprints }
 }
 
 fn private_key(path: &str) -> Result<SecretSlice<u8>, Fault> {

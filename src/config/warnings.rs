@@ -66,7 +66,7 @@ fn of_http(http: &Http) -> Vec<Warning> {
 }
 
 fn of_rtorrent(settings: &Settings, server: &Server) -> Vec<Warning> {
-    let Settings { endpoint, username, password, ca_pem, .. } = settings;
+    let Settings { endpoint, username, password, trust, .. } = settings;
     let is_http = matches!(endpoint, Endpoint::Http(_));
     let is_clear = matches!(endpoint, Endpoint::Http(url) if url.scheme() == "http");
     let is_far = endpoint.host().is_some_and(|host| !is_local(host));
@@ -76,7 +76,7 @@ fn of_rtorrent(settings: &Settings, server: &Server) -> Vec<Warning> {
     vec![
         (endpoint.is_open_to_the_network(), "url", open.to_owned()),
         (!is_http && username.is_some(), "username", "applies to http(s) only and is not used".to_owned()),
-        (!is_http && ca_pem.is_some(), "ca_file", "applies to https only and is not used".to_owned()),
+        (!is_http && trust.is_set(), "ca_file", "applies to https only and is not used".to_owned()),
         (is_clear && is_far && password.is_some(), "url", crosses("password", "https")),
         (server.hooks.is_some() && is_far, "hooks", remote_hooks.to_owned()),
     ]
@@ -90,7 +90,7 @@ fn of_broker(broker: &Broker) -> Vec<Warning> {
             let unused = "applies to mqtts and wss only and is not used".to_owned();
             vec![
                 (is_clear && is_far && mqtt.password.is_some(), "url", crosses("password", "mqtts or wss")),
-                (is_clear && mqtt.ca_pem.is_some(), "ca_file", unused.clone()),
+                (is_clear && mqtt.trust.is_set(), "ca_file", unused.clone()),
                 (is_clear && mqtt.client_cert.is_some(), "cert_file", unused),
             ]
         }
@@ -114,7 +114,7 @@ fn of_webhook(Webhook { settings, .. }: &Webhook) -> Vec<Warning> {
     let has_secrets = settings.login.is_some() || !settings.headers.is_empty();
     vec![
         (is_clear && is_far && has_secrets, "url", crosses("login", "https")),
-        (is_clear && settings.ca_pem.is_some(), "ca_file", "applies to https only and is not used".to_owned()),
+        (is_clear && settings.trust.is_set(), "ca_file", "applies to https only and is not used".to_owned()),
     ]
 }
 

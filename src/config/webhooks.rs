@@ -11,7 +11,7 @@ use super::choose::{events, patterns, servers};
 use super::login::{UrlLogin, login, take_login};
 use super::read::{Fault, Table};
 use super::secret::{mask_words, parsed_secret, read_file, read_secret, secret, warn_of_readers};
-use super::values::{certificates, torrents};
+use super::values::{torrents, trust};
 use crate::model::{Kind, Mask, ServerName, SinkName, names_secret};
 use crate::sinks::webhook::settings::{
     Address, EventFilter, FORMATS, Format, InvalidTemplate, Login, Secrets, Settings, Template, header,
@@ -58,7 +58,7 @@ fn webhook(name: Option<SinkName>, table: &Table<'_>, names: &[ServerName]) -> O
     let secrets = parsed_secret(table, "secret", Secrets::parse, mask_words);
     let login = webhook_login(table, in_url);
     let headers = headers(table, login.is_some());
-    let ca_pem = table.parsed("ca_file", certificates);
+    let trust = trust(table);
     let (timeout, keep_trying) = (table.duration("timeout"), table.duration("keep_trying"));
     let events = events?;
     let settings = Settings {
@@ -73,7 +73,7 @@ fn webhook(name: Option<SinkName>, table: &Table<'_>, names: &[ServerName]) -> O
         secrets,
         login,
         headers,
-        ca_pem,
+        trust,
         timeout: timeout?,
         keep_trying: keep_trying?,
     };

@@ -125,7 +125,7 @@ impl Bench {
             url: BrokerUrl::parse(&broker.url())?,
             username: None,
             password: None,
-            ca_pem: None,
+            trust: dtorrent::tls::Trust::default(),
             client_cert: None,
             version: Version::Auto,
             prefix: Prefix::default(),

@@ -162,7 +162,7 @@ impl Bench {
             instance: "main".to_owned(),
             urls: vec![ServerUrl::parse(&server.url())?],
             login: Login::default(),
-            ca_pem: None,
+            trust: dtorrent::tls::Trust::default(),
             client_cert: None,
             prefix: Prefix::default(),
             servers: vec![self.server.clone()],

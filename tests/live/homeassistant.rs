@@ -289,7 +289,7 @@ impl SimulatedEngine {
             url: BrokerUrl::parse(&broker.url()).unwrap(),
             username: None,
             password: None,
-            ca_pem: None,
+            trust: dtorrent::tls::Trust::default(),
             client_cert: None,
             version: Version::Auto,
             prefix: Prefix::default(),

@@ -10,6 +10,7 @@ mod attack;
 mod audit;
 mod bad_network;
 mod bare_moves;
+mod certificates;
 mod checks;
 mod command_ids;
 mod commands;

@@ -14,6 +14,7 @@ use dtorrent::model::{
 };
 use dtorrent::port::{CommandSource as _, Connected, DeliverError, Delivery, Incoming, Link, ReplyTo, Sink as _};
 use dtorrent::sinks::mqtt::{BrokerUrl, ClientCert, MqttCommands, MqttSink, Prefix, Settings, Version};
+use dtorrent::tls::Trust;
 use dtorrent_peers::mosquitto::{Mosquitto, Options, Tls};
 use dtorrent_peers::process::{Process, free_port};
 use futures_util::future::BoxFuture;
@@ -86,7 +87,7 @@ pub fn settings(url: &str) -> Settings {
         url: BrokerUrl::parse(url).unwrap(),
         username: None,
         password: None,
-        ca_pem: None,
+        trust: Trust::default(),
         client_cert: None,
         version: Version::Auto,
         prefix: Prefix::default(),
@@ -739,6 +740,10 @@ async fn auto_falls_back_to_3_1_1_when_the_broker_does_not_know_5() {
 
 // --- transports ----------------------------------------------------------------------------------
 
+fn trusting(ca_pem: Vec<u8>) -> Trust {
+    Trust { ca_pem: Some(ca_pem), ..Trust::default() }
+}
+
 #[tokio::test]
 async fn tls_with_a_client_certificate_connects_and_its_faults_are_reported() {
     if !are_installed(&[("openssl", "openssl")]) {
@@ -754,7 +759,7 @@ async fn tls_with_a_client_certificate_connects_and_its_faults_are_reported() {
         for host in ["127.0.0.1", "localhost"] {
             let good = Settings {
                 version,
-                ca_pem: Some(read(&ca)),
+                trust: trusting(read(&ca)),
                 client_cert: Some(cert(&client_key)),
                 ..settings(&format!("mqtts://{host}:{}", broker.port))
             };
@@ -763,16 +768,16 @@ async fn tls_with_a_client_certificate_connects_and_its_faults_are_reported() {
             open.close().await;
         }
         let url = format!("mqtts://127.0.0.1:{}", broker.port);
-        let unknown_authority = Settings { version, ca_pem: Some(read(&client)), ..settings(&url) };
+        let unknown_authority = Settings { version, trust: trusting(read(&client)), ..settings(&url) };
         let error = MqttSink::new(unknown_authority).unwrap().connect().await.err().unwrap().to_string();
         assert!(error.contains("`ca_file`"), "{error}");
-        let anonymous = Settings { version, ca_pem: Some(read(&ca)), ..settings(&url) };
+        let anonymous = Settings { version, trust: trusting(read(&ca)), ..settings(&url) };
         let error = MqttSink::new(anonymous).unwrap().connect().await.err().unwrap().to_string();
         assert!(error.contains("`cert_file`"), "{error}");
     }
     for (key, expected) in [(&server_key, "do not fit together"), (&client, "`key_file`")] {
         let wrong = Settings {
-            ca_pem: Some(read(&ca)),
+            trust: trusting(read(&ca)),
             client_cert: Some(cert(key)),
             ..settings(&format!("mqtts://127.0.0.1:{}", broker.port))
         };
@@ -802,8 +807,8 @@ async fn messages_are_the_same_over_websockets_with_and_without_tls() {
         open.send(state(vec![b'x'; 200_000])).await.unwrap();
         open.close().await;
         let url = format!("wss://localhost:{wss}");
-        let ca_pem = Some(std::fs::read(&ca).unwrap());
-        let mut open = OpenLink::connect(&MqttSink::new(Settings { version, ca_pem, ..settings(&url) }).unwrap()).await;
+        let trust = trusting(std::fs::read(&ca).unwrap());
+        let mut open = OpenLink::connect(&MqttSink::new(Settings { version, trust, ..settings(&url) }).unwrap()).await;
         open.send(event(1)).await.unwrap();
         open.close().await;
     }

@@ -147,7 +147,7 @@ fn settings(endpoint: Endpoint) -> Settings {
         endpoint,
         username: None,
         password: None,
-        ca_pem: None,
+        trust: dtorrent::tls::Trust::default(),
         timeout: Duration::from_secs(10),
         extra: BTreeMap::new(),
         rpc: Vec::new(),
@@ -269,9 +269,10 @@ async fn https_is_trusted_only_through_the_configured_authority() {
     let certificates = Certificates::make(&server.folder.path().join("certificates"));
     let Some(nginx) = start_nginx(&server, Some(&certificates)).await else { return };
     let ca_pem = std::fs::read(&certificates.ca).unwrap();
-    let settings = |ca_pem| {
+    let settings = |ca_pem: Option<Vec<u8>>| {
+        let trust = dtorrent::tls::Trust { ca_pem, ..dtorrent::tls::Trust::default() };
         let endpoint = Endpoint::parse(&format!("https://127.0.0.1:{}/RPC2", nginx.port)).unwrap();
-        Settings { ca_pem, ..with_login(endpoint, nginx::USER) }
+        Settings { trust, ..with_login(endpoint, nginx::USER) }
     };
     assert!(RtorrentClient::new(settings(Some(ca_pem))).unwrap().list(Scope::Full).await.unwrap().complete);
     let error = RtorrentClient::new(settings(None)).unwrap().list(Scope::Full).await.unwrap_err();

@@ -90,7 +90,7 @@ async fn a_broker_at_the_port_of_something_else_is_told_what_answers_and_what_to
         ),
         ("mqtt", "mqtt", secure.port, "write mqtts://"),
         ("mqtt", "mqtts", plain.port, "a broker with TLS, or write mqtt:// without it"),
-        ("mqtt", "mqtts", http, "the port does not speak TLS; correct the port in `url`, or write mqtt://"),
+        ("mqtt", "mqtts", http, "the port does not speak TLS: correct the port in `url`, or write mqtt://"),
         ("mqtt", "ws", http, "no MQTT over WebSocket at this address: check port and path of `url`"),
         ("mqtt", "ws", ssh, "no MQTT over WebSocket at this address: check port and path of `url`"),
         ("nats", "nats", http, "an HTTP server answers there: correct the port in `url`"),

@@ -18,6 +18,7 @@ use super::methods::COLUMNS;
 pub use super::methods::{AllowedMethod, InvalidMethod};
 use crate::clients::settings::DEFAULT_TIMEOUT;
 use crate::model::ServerName;
+use crate::tls::Trust;
 
 /// Settings of one rTorrent.
 ///
@@ -32,8 +33,8 @@ pub struct Settings {
     pub username: Option<String>,
     /// Password for HTTP basic authentication.
     pub password: Option<SecretString>,
-    /// The only authorities to trust with `https`, as PEM; the system's if there are none.
-    pub ca_pem: Option<Vec<u8>>,
+    /// Which servers are trusted with TLS.
+    pub trust: Trust,
     /// Limit for one exchange. Listings of many torrents get a little more.
     pub timeout: Duration,
     /// More columns, by the names that they have in `extra`.
@@ -50,7 +51,7 @@ impl Settings {
             endpoint,
             username: None,
             password: None,
-            ca_pem: None,
+            trust: Trust::default(),
             timeout: DEFAULT_TIMEOUT,
             extra: BTreeMap::new(),
             rpc: Vec::new(),

@@ -60,14 +60,13 @@ enum Route {
 
 impl Transport {
     pub(super) fn new(settings: &Settings) -> Result<Self, TlsError> {
-        let Settings { endpoint, username, password, ca_pem, .. } = settings;
+        let Settings { endpoint, username, password, trust, .. } = settings;
         let route = match endpoint {
             Endpoint::Unix(path) => Route::Unix(path.clone()),
             Endpoint::Scgi { host, port } => Route::Tcp { host: host.clone(), port: *port },
             Endpoint::Http(url) => {
-                let client = tls::http_client(url.scheme() == "https", ca_pem.as_deref(), |client| {
-                    client.pool_max_idle_per_host(1)
-                })?;
+                let client =
+                    tls::http_client(url.scheme() == "https", trust, |client| client.pool_max_idle_per_host(1))?;
                 let has_login = username.is_some() || password.is_some();
                 let login =
                     has_login.then(|| (username.clone().unwrap_or_default(), password.clone().unwrap_or_default()));
@@ -237,11 +236,15 @@ impl Transport {
     fn http_error(&self, error: reqwest::Error) -> ClientError {
         // The URL may hold a token in its query (I14).
         let error = error.without_url();
+        let problem = tls::problem_of(&error, "http://");
         // Only an attempt to connect proves that nothing was asked.
         if error.is_connect() || error.is_builder() {
-            return self.unreachable(error);
+            return match problem {
+                Some(problem) => self.unreachable(io::Error::other(problem)),
+                None => self.unreachable(error),
+            };
         }
-        let reason = printable(error_chain(&error).as_bytes());
+        let reason = printable(problem.unwrap_or_else(|| error_chain(&error)).as_bytes());
         if error.is_request() {
             let remedy =
                 "if rTorrent's own SCGI port is there and no web server, write `scgi://` in place of `http://`";

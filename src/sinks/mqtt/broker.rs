@@ -51,7 +51,7 @@ impl Broker {
     /// Prepares TLS where the URL needs it.
     pub fn new(settings: Settings) -> Result<Self, TlsError> {
         let tls = match settings.url.transport.is_encrypted() {
-            true => Some(tls::client_config(settings.ca_pem.as_deref(), settings.client_cert.as_ref())?),
+            true => Some(tls::client_config(&settings.trust, settings.client_cert.as_ref())?),
             false => None,
         };
         let topics = Topics::new(settings.prefix.clone(), &*settings.instance, settings.retain != Retain::None);

@@ -14,6 +14,7 @@ use crate::sinks::broker::url::{self as broker_url, Endpoint};
 pub use crate::sinks::home_assistant::{HomeAssistant, Limits};
 use crate::sinks::invalid::{InvalidText, invalid};
 pub use crate::tls::ClientCert;
+use crate::tls::Trust;
 
 /// Settings of one broker.
 #[derive(Clone, Debug)]
@@ -28,8 +29,8 @@ pub struct Settings {
     pub username: Option<String>,
     /// Password to log in with.
     pub password: Option<SecretString>,
-    /// Certificate authorities to trust, as PEM, in place of the system's.
-    pub ca_pem: Option<Vec<u8>>,
+    /// Which servers are trusted with TLS.
+    pub trust: Trust,
     /// Certificate of the bridge.
     pub client_cert: Option<ClientCert>,
     /// Version of MQTT.
@@ -167,7 +168,7 @@ impl Settings {
             url: BrokerUrl::parse(url).unwrap(),
             username: None,
             password: None,
-            ca_pem: None,
+            trust: Trust::default(),
             client_cert: None,
             version: Version::Auto,
             prefix: Prefix::default(),

@@ -137,13 +137,11 @@ impl Connection {
             });
         if let Some(tls) = tls {
             // A CA or a certificate in the config asks for TLS, whatever the URL's scheme.
-            let is_required = settings.ca_pem.is_some() || settings.client_cert.is_some();
+            let is_required = settings.trust.is_set() || settings.client_cert.is_some();
             let tls = match names.is_empty() {
                 true => Arc::clone(tls),
-                false => {
-                    tls::client_config_for_addresses(settings.ca_pem.as_deref(), settings.client_cert.as_ref(), names)
-                        .map_err(|error| ConnectionError::other(error_chain(&error)))?
-                }
+                false => tls::client_config_for_addresses(&settings.trust, settings.client_cert.as_ref(), names)
+                    .map_err(|error| ConnectionError::other(error_chain(&error)))?,
             };
             options = options.tls_client_config(Arc::unwrap_or_clone(tls)).require_tls(is_required);
         }
@@ -294,7 +292,7 @@ async fn connect_failed(urls: &[ServerUrl], error: &async_nats::ConnectError) ->
             return ConnectionError::refused(format!("{}: {reason}", texts.join(", ")));
         }
         ConnectErrorKind::TimedOut => format!("no connection within {CONNECT_TIMEOUT:?}"),
-        _ => error_chain(error),
+        _ => tls::problem_of(error, "nats://").unwrap_or_else(|| error_chain(error)),
     };
     // The error is that of the last server alone.
     let last = urls.last().filter(|url| !url.needs_tls).map(|url| other_service(&url.endpoint));

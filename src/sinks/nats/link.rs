@@ -136,7 +136,7 @@ mod tests {
             instance: "main".to_owned(),
             urls: vec![ServerUrl::parse("nats://127.0.0.1:1").unwrap()],
             login: Login::None,
-            ca_pem: None,
+            trust: crate::tls::Trust::default(),
             client_cert: None,
             prefix: Prefix::default(),
             servers: Vec::new(),

@@ -70,12 +70,11 @@ struct System {
 
 impl System {
     fn new(settings: Settings, before: BTreeMap<ServerName, Seq>) -> Result<Self, TlsError> {
-        let made = tls::client_config(settings.ca_pem.as_deref(), settings.client_cert.as_ref());
+        let made = tls::client_config(&settings.trust, settings.client_cert.as_ref());
         // A server may require TLS where the URL does not, so a machine without CA certificates is an error only if TLS
         // is certain to be used.
-        let is_needed = settings.urls.iter().any(|url| url.needs_tls)
-            || settings.ca_pem.is_some()
-            || settings.client_cert.is_some();
+        let is_needed =
+            settings.urls.iter().any(|url| url.needs_tls) || settings.trust.is_set() || settings.client_cert.is_some();
         let tls = if is_needed { Some(made?) } else { made.ok() };
         let subjects = Subjects::new(settings.prefix.clone(), &*settings.instance, settings.jetstream);
         let stats = ServiceStats::new(format!("{:016x}", rand::random::<u64>()));

@@ -14,6 +14,7 @@ use crate::sinks::broker::url::{self as broker_url, Endpoint};
 pub use crate::sinks::invalid::InvalidText;
 use crate::sinks::invalid::invalid;
 pub use crate::tls::ClientCert;
+use crate::tls::Trust;
 
 /// Settings of one NATS system.
 #[derive(Clone, Debug)]
@@ -26,8 +27,8 @@ pub struct Settings {
     pub urls: Vec<ServerUrl>,
     /// Login.
     pub login: Login,
-    /// Certificate authorities to trust, as PEM, in place of the system's.
-    pub ca_pem: Option<Vec<u8>>,
+    /// Which servers are trusted with TLS.
+    pub trust: Trust,
     /// Certificate of the bridge.
     pub client_cert: Option<ClientCert>,
     /// First tokens of every subject.

@@ -87,7 +87,7 @@ impl Endpoint {
     /// # Errors
     /// The certificates or the login cannot be used.
     pub fn new(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, SetupError> {
-        let http = tls::http_client(settings.address.is_encrypted(), settings.ca_pem.as_deref(), |client| {
+        let http = tls::http_client(settings.address.is_encrypted(), &settings.trust, |client| {
             client.timeout(settings.timeout).user_agent(concat!("dtorrent/", env!("CARGO_PKG_VERSION")))
         })?;
         let authorization = settings.login.as_ref().map(authorization).transpose()?;
@@ -169,7 +169,8 @@ impl Endpoint {
         }
         // The path of the URL may be a secret (I14).
         let error = error.without_url();
-        format!("{}: {}", self.settings.address.host(), error_chain(&error))
+        let reason = tls::problem_of(&error, "http://").unwrap_or_else(|| error_chain(&error));
+        format!("{}: {reason}", self.settings.address.host())
     }
 }
 

@@ -12,6 +12,7 @@ pub use super::sign::Secrets;
 pub use super::template::{InvalidTemplate, Template};
 use crate::model::{ANYWHERE_CHARS_MIN, Mask, SinkName};
 use crate::sinks::invalid::{InvalidText, invalid};
+use crate::tls::Trust;
 
 /// Settings of one endpoint.
 #[derive(Clone, Debug)]
@@ -30,8 +31,8 @@ pub struct Settings {
     pub login: Option<Login>,
     /// More headers; each may be a secret.
     pub headers: HeaderMap,
-    /// Certificate authorities to trust, as PEM, in place of the system's.
-    pub ca_pem: Option<Vec<u8>>,
+    /// Which servers are trusted with TLS.
+    pub trust: Trust,
     /// Limit for one request with its answer.
     pub timeout: Duration,
     /// Age at which an undelivered event becomes a dead letter.

@@ -6,6 +6,7 @@ use async_tungstenite::tungstenite;
 
 use crate::model::{OutsideText, error_chain};
 use crate::port::DeliverError;
+use crate::tls;
 
 use super::super::demands::Failure;
 
@@ -164,24 +165,5 @@ pub(super) fn from_web_socket(error: &tungstenite::Error) -> ConnectionError {
 }
 
 fn from_rustls(error: &rustls::Error) -> ConnectionError {
-    use rustls::{AlertDescription as Alert, CertificateError as Certificate, Error, InvalidMessage};
-    let advice = match error {
-        Error::InvalidCertificate(Certificate::UnknownIssuer) => {
-            ": the broker's certificate is not signed by a trusted authority; set `ca_file` to its authority's certificate"
-        }
-        Error::InvalidCertificate(Certificate::NotValidForName | Certificate::NotValidForNameContext { .. }) => {
-            ": the certificate is for another name than the one in `url`"
-        }
-        Error::AlertReceived(Alert::CertificateRequired | Alert::HandshakeFailure) => {
-            ": the broker wants a certificate of ours; set `cert_file` and `key_file`"
-        }
-        Error::AlertReceived(Alert::UnknownCA | Alert::BadCertificate | Alert::CertificateUnknown) => {
-            ": the broker does not accept our certificate; check `cert_file`"
-        }
-        Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
-            ": the port does not speak TLS; correct the port in `url`, or write mqtt:// (ws:// for WebSocket) there"
-        }
-        _ => "",
-    };
-    ConnectionError::other(format!("TLS: {error}{advice}"))
+    ConnectionError::other(tls::problem(error, "mqtt:// (ws:// for WebSocket)"))
 }

@@ -1,17 +1,22 @@
 //! TLS of connections to brokers, clients and endpoints: which authorities to trust, and the client certificate.
 
+mod problem;
+mod verifier;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use reqwest::ClientBuilder;
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use secrecy::{ExposeSecret, SecretSlice};
 
+pub use self::problem::{problem, problem_of};
+use self::verifier::Verifier;
+pub use self::verifier::{Fingerprint, Refused};
 use crate::connect::CONNECT_TIMEOUT;
 
 /// A client certificate with its key, both PEM.
@@ -56,12 +61,29 @@ pub enum TlsError {
     Http(#[source] reqwest::Error),
 }
 
-/// Returns the TLS configuration of all connections to one receiver; `None` for `ca_pem` trusts the machine's authorities.
+/// Which servers are trusted.
+#[derive(Clone, Debug, Default)]
+pub struct Trust {
+    /// PEM of the authorities that are trusted in place of the machine's. A server may also have one of these certificates
+    /// itself, whatever its name, its version and what it is for.
+    pub ca_pem: Option<Vec<u8>>,
+    /// Certificates that are accepted in any case. If there are any, no authorities of the machine are trusted.
+    pub fingerprints: Vec<Fingerprint>,
+}
+
+impl Trust {
+    /// Whether the config says more than to trust the machine's authorities.
+    pub fn is_set(&self) -> bool {
+        self.ca_pem.is_some() || !self.fingerprints.is_empty()
+    }
+}
+
+/// Returns the TLS configuration of all connections to one receiver.
 ///
 /// # Errors
 /// A file is not what it should be, or the machine trusts no authority.
-pub fn client_config(ca_pem: Option<&[u8]>, client_cert: Option<&ClientCert>) -> Result<Arc<ClientConfig>, TlsError> {
-    trusting(ca_pem.map_or_else(native_roots, own_roots)?, client_cert)
+pub fn client_config(trust: &Trust, client_cert: Option<&ClientCert>) -> Result<Arc<ClientConfig>, TlsError> {
+    client_config_for_addresses(trust, client_cert, HashMap::new())
 }
 
 /// Returns the same configuration for connections to addresses in place of names: a certificate has to be for the name.
@@ -69,79 +91,45 @@ pub fn client_config(ca_pem: Option<&[u8]>, client_cert: Option<&ClientCert>) ->
 /// # Errors
 /// As for [`client_config`].
 pub fn client_config_for_addresses(
-    ca_pem: Option<&[u8]>,
+    trust: &Trust,
     client_cert: Option<&ClientCert>,
     names: HashMap<IpAddr, ServerName<'static>>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
-    let roots = ca_pem.map_or_else(native_roots, own_roots)?;
-    let mut config = Arc::unwrap_or_clone(trusting(roots.clone(), client_cert)?);
-    let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), config.crypto_provider().clone());
-    let by_name = builder.build().map_err(TlsError::Verifier)?;
-    config.dangerous().set_certificate_verifier(Arc::new(NamedAddresses { by_name, names }));
+    let (roots, known) = match &trust.ca_pem {
+        Some(pem) => own_roots(pem)?,
+        None if !trust.fingerprints.is_empty() => (RootCertStore::empty(), Vec::new()),
+        None => (native_roots()?, Vec::new()),
+    };
+    let mut config = trusting_none(client_cert)?;
+    let provider = config.crypto_provider();
+    let authorities = match roots.is_empty() {
+        true => None,
+        false => {
+            let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
+            Some(builder.build().map_err(TlsError::Verifier)?)
+        }
+    };
+    let (fingerprints, algorithms) = (trust.fingerprints.clone(), provider.signature_verification_algorithms);
+    let verifier = Verifier { authorities, known, fingerprints, names, algorithms };
+    config.dangerous().set_certificate_verifier(Arc::new(verifier));
     Ok(Arc::new(config))
 }
 
-/// Verifies certificates as usual, but that of an address as one for the name that led there.
-#[derive(Debug)]
-struct NamedAddresses {
-    by_name: Arc<WebPkiServerVerifier>,
-    names: HashMap<IpAddr, ServerName<'static>>,
-}
-
-impl ServerCertVerifier for NamedAddresses {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let name = match server_name {
-            ServerName::IpAddress(address) => self.names.get(&IpAddr::from(*address)).unwrap_or(server_name),
-            _ => server_name,
-        };
-        self.by_name.verify_server_cert(end_entity, intermediates, name, ocsp_response, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.by_name.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.by_name.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.by_name.supported_verify_schemes()
-    }
-}
-
-/// Returns an HTTP client for one peer; `None` for `ca_pem` trusts the machine's authorities. `with` adds to its settings.
+/// Returns an HTTP client for one peer. `with` adds to its settings.
 ///
 /// # Errors
 /// The file is not what it should be, or the machine trusts no authority and TLS is spoken.
 pub fn http_client(
     is_encrypted: bool,
-    ca_pem: Option<&[u8]>,
+    trust: &Trust,
     with: impl FnOnce(ClientBuilder) -> ClientBuilder,
 ) -> Result<reqwest::Client, TlsError> {
-    let tls = match is_encrypted || ca_pem.is_some() {
-        true => client_config(ca_pem, None)?,
+    let tls = match is_encrypted || trust.is_set() {
+        true => Arc::unwrap_or_clone(client_config(trust, None)?),
         // Whoever sends in clear needs no authority on the machine.
-        false => trusting(RootCertStore::empty(), None)?,
+        false => trusting_none(None)?,
     };
-    let client = reqwest::Client::builder().tls_backend_preconfigured(Arc::unwrap_or_clone(tls));
+    let client = reqwest::Client::builder().tls_backend_preconfigured(tls);
     // HTTP/2 has nothing to offer where there is one exchange at a time. An environment variable must not send
     // commands for a local program through a proxy.
     let client = client.http1_only().no_proxy();
@@ -153,30 +141,30 @@ pub fn http_client(
     with(client).build().map_err(TlsError::Http)
 }
 
-fn trusting(roots: RootCertStore, client_cert: Option<&ClientCert>) -> Result<Arc<ClientConfig>, TlsError> {
+fn trusting_none(client_cert: Option<&ClientCert>) -> Result<ClientConfig, TlsError> {
     // Not the process's default provider: a program that uses the library may not have installed one.
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Setup)?
-        .with_root_certificates(roots);
-    let config = match client_cert {
+        .with_root_certificates(RootCertStore::empty());
+    match client_cert {
         Some(client) => {
             let (chain, key) = identity(client)?;
-            builder.with_client_auth_cert(chain, key).map_err(TlsError::ClientAuth)?
+            builder.with_client_auth_cert(chain, key).map_err(TlsError::ClientAuth)
         }
-        None => builder.with_no_client_auth(),
-    };
-    Ok(Arc::new(config))
+        None => Ok(builder.with_no_client_auth()),
+    }
 }
 
-fn own_roots(pem: &[u8]) -> Result<RootCertStore, TlsError> {
+/// Returns the certificates of a file: those that are authorities, and all of them.
+fn own_roots(pem: &[u8]) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), TlsError> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let certificates = certificates.map_err(TlsError::CaUnreadable)?;
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem) {
-        let certificate = certificate.map_err(TlsError::CaUnreadable)?;
-        roots.add(certificate).map_err(|_| TlsError::CaEmpty)?;
-    }
-    if roots.is_empty() { Err(TlsError::CaEmpty) } else { Ok(roots) }
+    roots.add_parsable_certificates(certificates.iter().cloned());
+    // One that cannot be read at all has no key either.
+    if roots.is_empty() { Err(TlsError::CaEmpty) } else { Ok((roots, certificates)) }
 }
 
 fn native_roots() -> Result<RootCertStore, TlsError> {
@@ -204,7 +192,10 @@ mod tests {
     #[test]
     fn an_invalid_certificate_is_refused_with_the_name_of_its_option() {
         let broken = b"-----BEGIN CERTIFICATE-----\nnot base64 !\n-----END CERTIFICATE-----\n";
-        let text = |ca: &[u8]| client_config(Some(ca), None).unwrap_err().to_string();
+        let text = |ca: &[u8]| {
+            let trust = Trust { ca_pem: Some(ca.to_vec()), ..Trust::default() };
+            client_config(&trust, None).unwrap_err().to_string()
+        };
         assert!(text(b"").contains("`ca_file` holds no certificate"));
         assert!(text(b"garbage").contains("`ca_file` holds no certificate"));
         assert!(text(broken).contains("`ca_file` is not a PEM file"));
