@@ -11,7 +11,7 @@ use super::values::{client_cert, rate, topic, torrents, trust};
 use secrecy::ExposeSecret as _;
 
 use crate::model::{Retain, ServerName, SinkName, Verb};
-use crate::sinks::mqtt::settings::{self as mqtt, BrokerUrl, HomeAssistant, Limits, Prefix, Version};
+use crate::sinks::mqtt::settings::{self as mqtt, BrokerUrl, ClientIdTemplate, HomeAssistant, Limits, Prefix, Version};
 use crate::sinks::nats::settings::{self as nats, InvalidText, Login, RESERVED_INSTANCE, ServerUrl};
 
 /// Reads all brokers.
@@ -89,6 +89,7 @@ fn mqtt(
     let (username, password) = login(table, in_url);
     let trust = trust(table);
     let client_cert = client_cert(table);
+    let client_id = table.parsed("client_id", ClientIdTemplate::parse);
     let version = table.choice("version", &Version::NAMES);
     let prefix = table.parsed("prefix", Prefix::of_topics);
     let retain = table.choice("retain", &Retain::NAMES);
@@ -101,6 +102,7 @@ fn mqtt(
         password,
         trust,
         client_cert,
+        client_id,
         version: version?,
         prefix: prefix?,
         servers: servers?,

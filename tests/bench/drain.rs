@@ -126,6 +126,7 @@ impl Bench {
             username: None,
             password: None,
             trust: dtorrent::tls::Trust::default(),
+            client_id: None,
             client_cert: None,
             version: Version::Auto,
             prefix: Prefix::default(),

@@ -290,6 +290,7 @@ impl SimulatedEngine {
             username: None,
             password: None,
             trust: dtorrent::tls::Trust::default(),
+            client_id: None,
             client_cert: None,
             version: Version::Auto,
             prefix: Prefix::default(),

@@ -88,6 +88,7 @@ pub fn settings(url: &str) -> Settings {
         username: None,
         password: None,
         trust: Trust::default(),
+        client_id: None,
         client_cert: None,
         version: Version::Auto,
         prefix: Prefix::default(),

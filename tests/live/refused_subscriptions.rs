@@ -252,3 +252,24 @@ async fn a_bridge_that_takes_no_commands_from_a_broker_is_ready_without_the_righ
     .await;
     assert!(!world.broker.output().contains(COMMANDS), "nothing was subscribed to");
 }
+
+#[tokio::test]
+async fn each_connection_has_the_client_id_that_the_config_gives_it() {
+    if !can_run() {
+        return;
+    }
+    for (client_id, ids) in [
+        ("me.{role}", ["me.events", "me.commands", "me.probe"]),
+        ("{instance}", ["main", "main-commands", "main-probe"]),
+    ] {
+        let sink = format!("client_id = \"{client_id}\"");
+        let mut world = World::new(Setup { sink, ..Setup::default() }).await;
+        world.start_bridge().await;
+        assert_works(&world).await;
+        let connected: Vec<String> = world.broker.output().lines().map(str::to_owned).collect();
+        for id in ids {
+            assert!(connected.iter().any(|line| line.contains(&format!(" as {id} ("))), "{id}: {connected:#?}");
+        }
+        assert!(!connected.iter().any(|line| line.contains(" as dtorrent-")), "{connected:#?}");
+    }
+}

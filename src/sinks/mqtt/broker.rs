@@ -13,6 +13,7 @@ use crate::sinks::broker::claims::Claims;
 use crate::sinks::broker::other_service::OtherService;
 use crate::tls::{self, TlsError};
 
+use super::client_id::Role;
 use super::demands::{Demands, Descent, Duty, Ladder, Protocol};
 use super::message::Message;
 use super::namesake::NamesakeSuspicion;
@@ -84,7 +85,7 @@ impl Broker {
         wire::open(&self.settings, self.tls.as_ref(), options)
     }
 
-    /// Opens a connection without a last will, and under a random client id: with the bridge's own the broker would
+    /// Opens a connection without a last will, and under another client id: with the bridge's own the broker would
     /// disconnect a bridge that runs (MQTT 5 §3.1.4).
     pub fn open_probe(&self, demands: &Demands) -> (Client, EventLoop) {
         self.open(&self.probe_options(demands))
@@ -92,8 +93,7 @@ impl Broker {
 
     /// Returns the options of such a connection.
     pub fn probe_options(&self, demands: &Demands) -> ConnectOptions {
-        let client_id = format!("dtorrent-{}-probe-{:08x}", self.settings.instance, rand::random::<u32>());
-        ConnectOptions::new(demands, client_id, REQUESTS_MAX)
+        ConnectOptions::new(demands, self.settings.client_id(Role::Probe), REQUESTS_MAX)
     }
 
     /// Returns the last will with these demands.

@@ -19,6 +19,7 @@ use crate::port::{CommandSource, DeliverError, Incoming, RefusedFilter, Subscrip
 use crate::sinks::broker::on_demand::OnDemand;
 
 use super::broker::Broker;
+use super::client_id::Role;
 use super::demands::{Demands, Duty, Protocol};
 use super::settings::Settings;
 use super::topics::Qos;
@@ -199,13 +200,13 @@ impl Session {
         packet_bytes_max: u32,
     ) -> Result<Self, ConnectionError> {
         let protocol = demands.protocol;
-        let Settings { name: sink, instance, .. } = &broker.settings;
+        let Settings { name: sink, .. } = &broker.settings;
         let (client, mut events) = broker.open(&ConnectOptions {
             session: Some(SESSION_EXPIRY),
             has_manual_acks: true,
             packet_bytes_max,
             receive_max: Some(RECEIVE_MAX),
-            ..ConnectOptions::new(&demands, format!("dtorrent-{instance}-{sink}-commands"), REQUESTS_MAX)
+            ..ConnectOptions::new(&demands, broker.settings.client_id(Role::Commands), REQUESTS_MAX)
         });
         let connack = events.connected().await?;
         let (mut early, mut refused) = (VecDeque::new(), Vec::new());

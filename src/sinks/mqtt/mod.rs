@@ -8,6 +8,7 @@
 //! everything unacknowledged again on the next one.
 
 mod broker;
+mod client_id;
 mod commands;
 mod demands;
 mod driver;
@@ -43,6 +44,7 @@ pub use settings::{BrokerUrl, Prefix, Settings, Version};
 use crate::sinks::home_assistant::HomeAssistantProjection;
 use crate::sinks::home_assistant::names::{Device, Names};
 use broker::Broker;
+use client_id::Role;
 use demands::{Demands, Duty};
 use driver::{Driver, OPTIONAL_REQUESTS_MAX};
 use namesake::NAMESAKE_RETRY;
@@ -132,8 +134,8 @@ impl MqttSink {
 
     /// Connects with these demands.
     async fn handshake(&self, demands: Demands) -> Result<Driver, ConnectionError> {
-        let Settings { name, instance, url, .. } = &self.broker.settings;
-        let mut options = ConnectOptions::new(&demands, format!("dtorrent-{instance}-{name}"), REQUESTS_MAX);
+        let Settings { name, url, .. } = &self.broker.settings;
+        let mut options = ConnectOptions::new(&demands, self.broker.settings.client_id(Role::Events), REQUESTS_MAX);
         options.will = Some(self.broker.will(&demands));
         let driver = Driver::connect(Arc::clone(&self.broker), self.broker.open(&options), false).await?;
         info!(sink = %name, broker = %url, protocol = ?demands.protocol, "connected");

@@ -8,6 +8,8 @@
 use secrecy::SecretString;
 use url::Url;
 
+pub use super::client_id::ClientIdTemplate;
+use super::client_id::{Role, client_id};
 use crate::model::{Retain, ServerName, SinkName};
 pub use crate::sinks::broker::prefix::Prefix;
 use crate::sinks::broker::url::{self as broker_url, Endpoint};
@@ -33,6 +35,8 @@ pub struct Settings {
     pub trust: Trust,
     /// Certificate of the bridge.
     pub client_cert: Option<ClientCert>,
+    /// Client ids, where the broker restricts them.
+    pub client_id: Option<ClientIdTemplate>,
     /// Version of MQTT.
     pub version: Version,
     /// First levels of every topic.
@@ -43,6 +47,13 @@ pub struct Settings {
     pub retain: Retain,
     /// `None`: nothing is published for Home Assistant.
     pub home_assistant: Option<HomeAssistant>,
+}
+
+impl Settings {
+    /// Returns the client id of a connection.
+    pub(super) fn client_id(&self, role: Role) -> String {
+        client_id(self.client_id.as_ref(), &self.instance, &self.name, role)
+    }
 }
 
 /// Version of MQTT to speak.
@@ -170,6 +181,7 @@ impl Settings {
             password: None,
             trust: Trust::default(),
             client_cert: None,
+            client_id: None,
             version: Version::Auto,
             prefix: Prefix::default(),
             servers: Vec::new(),

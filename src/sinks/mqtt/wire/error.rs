@@ -16,7 +16,8 @@ const QUOTA_RETRY: Duration = Duration::from_secs(30);
 /// The reason of a connection that was closed without one.
 pub const CLOSED: &str = "the broker closed the connection";
 /// The reason of a connection whose client id another one took.
-pub const TAKEN_OVER: &str = "another connection uses our client id: give each bridge its own `instance`";
+pub const TAKEN_OVER: &str =
+    "another connection uses our client id: give each bridge its own `instance` or `client_id`";
 pub(super) const SILENT: &str = "the broker does not answer";
 pub(super) const UNREADABLE: &str = "the answer is not MQTT";
 pub(super) const WILL_REFUSED: &str = "the broker refuses our last will";
@@ -24,7 +25,7 @@ pub(super) const SENT_TOO_LARGE: &str = "the broker finds a message too large";
 pub(super) const BAD_PASSWORD: &str = "the broker refuses the user name or password: check `username` and `password`";
 pub(super) const NOT_AUTHORIZED: &str =
     "the broker does not let us in: check `username`, `password` and its access rules";
-pub(super) const BAD_CLIENT_ID: &str = "the broker refuses our client id: try a shorter `instance`";
+pub(super) const BAD_CLIENT_ID: &str = "the broker refuses our client id: set `client_id` to one that it accepts";
 
 /// A connection could not be made, or is over.
 #[derive(Clone, Debug)]
