@@ -99,6 +99,11 @@ impl Bridge {
             sinks: sinks.iter().map(|(name, parts)| (name.clone(), Arc::clone(&parts.sink))).collect(),
             clock: Arc::clone(&common.clock),
             instance: config.instance.clone(),
+            commands: config
+                .brokers
+                .iter()
+                .map(|(name, broker)| (name.clone(), broker.commands.iter().collect()))
+                .collect(),
             memory_max: config.memory_max,
             memory,
             start,

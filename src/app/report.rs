@@ -23,18 +23,21 @@ pub(super) struct BridgeReporter {
     pub(super) sinks: BTreeMap<SinkName, Arc<dyn Sink>>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) instance: String,
+    /// The rights of each broker.
+    pub(super) commands: BTreeMap<SinkName, Vec<&'static str>>,
     pub(super) memory_max: MemoryBudget,
     pub(super) memory: Arc<CommandMemory>,
     pub(super) start: Instant,
 }
 
 impl Reporter for BridgeReporter {
-    fn info(&self, published: &[ServerName]) -> Bytes {
+    fn info(&self, sink: &SinkName, published: &[ServerName]) -> Bytes {
         let body = Info {
             version: env!("CARGO_PKG_VERSION"),
             instance: self.instance.clone(),
             servers: self.live.names().cloned().collect(),
             published: published.to_vec(),
+            commands: self.commands.get(sink).cloned().unwrap_or_default(),
             sinks: self.live.buffers().map(|(name, _)| name.clone()).collect(),
             schemas: vec![EVENT_SCHEMA, RESULT_SCHEMA],
             limits: ReportLimits { command_bytes: BODY_BYTES_MAX },

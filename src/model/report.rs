@@ -18,6 +18,8 @@ pub struct Info {
     pub servers: Vec<ServerName>,
     /// Those of them that this broker receives.
     pub published: Vec<ServerName>,
+    /// Commands that this broker may send, and its other rights; with none it has no command topics.
+    pub commands: Vec<&'static str>,
     /// Brokers, and webhooks once per server.
     #[schemars(with = "Vec<SinkLabel>")]
     pub sinks: Vec<SinkName>,

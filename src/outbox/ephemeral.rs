@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tracing::warn;
 
-use super::parts::DispatcherParts;
+use super::parts::{DispatcherParts, DispatcherSettings};
 use super::{DeliveryId, Outbox, Outcome, Outgoing, Rejection};
 use crate::model::{JournalEntry, ServerName};
 use crate::port::{Delivery, StoreError};
@@ -94,7 +94,8 @@ impl EphemeralOutbox {
 
     fn next_delivery(&mut self) -> Option<Delivery> {
         if std::mem::take(&mut self.needs_info) {
-            return Some(Delivery::Info { body: self.parts.reporter.info(&self.parts.settings.servers) });
+            let DispatcherSettings { name, servers, .. } = &self.parts.settings;
+            return Some(Delivery::Info { body: self.parts.reporter.info(name, servers) });
         }
         if let Some(delivery) = self.next_of_servers() {
             return Some(delivery);

@@ -27,8 +27,8 @@ pub struct DispatcherSettings {
 
 /// A renderer of the messages about the bridge itself.
 pub trait Reporter: Send + Sync {
-    /// Returns version, servers and limits as JSON, for a sink that receives these servers.
-    fn info(&self, published: &[ServerName]) -> Bytes;
+    /// Returns version, servers, rights and limits as JSON, for a sink that receives these servers.
+    fn info(&self, sink: &SinkName, published: &[ServerName]) -> Bytes;
     /// Returns the health of servers and sinks as JSON.
     fn health(&self) -> Bytes;
 }

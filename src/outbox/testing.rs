@@ -87,7 +87,7 @@ impl Sink for FakeSink {
 struct NothingToReport;
 
 impl Reporter for NothingToReport {
-    fn info(&self, _: &[ServerName]) -> Bytes {
+    fn info(&self, _: &SinkName, _: &[ServerName]) -> Bytes {
         Bytes::from_static(b"info")
     }
 

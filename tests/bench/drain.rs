@@ -253,7 +253,7 @@ pub fn change_set(server: &ServerName, kind: Kind, torrents: usize) -> ChangeSet
 struct EmptyReporter;
 
 impl Reporter for EmptyReporter {
-    fn info(&self, _: &[ServerName]) -> Bytes {
+    fn info(&self, _: &dtorrent::model::SinkName, _: &[ServerName]) -> Bytes {
         Bytes::from_static(b"{}")
     }
 

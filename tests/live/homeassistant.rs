@@ -239,12 +239,13 @@ impl Drop for SimulatedEngine {
 struct EmptyReporter;
 
 impl Reporter for EmptyReporter {
-    fn info(&self, published: &[ServerName]) -> Bytes {
+    fn info(&self, _: &dtorrent::model::SinkName, published: &[ServerName]) -> Bytes {
         let info = Info {
             version: "0",
             instance: "main".to_owned(),
             servers: Vec::new(),
             published: published.to_vec(),
+            commands: Vec::new(),
             sinks: Vec::new(),
             schemas: Vec::new(),
             limits: ReportLimits { command_bytes: 0 },

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::harness::http::{get, get_until, request};
 use crate::harness::proxy::Mode;
-use crate::harness::recorder::Command;
+use crate::harness::recorder::{Command, Message};
 use crate::harness::skip::skip;
 use crate::harness::{Setup, World, can_run};
 
@@ -251,6 +251,10 @@ async fn a_bridge_that_takes_no_commands_from_a_broker_is_ready_without_the_righ
     })
     .await;
     assert!(!world.broker.output().contains(COMMANDS), "nothing was subscribed to");
+    let find =
+        |all: &[Message]| all.iter().find(|message| message.topic == "dtorrent/bridge/main/info").map(Message::json);
+    let info = world.recorder.wait_for("the info", find).await;
+    assert_eq!(info["commands"], json!([]), "{info}");
 }
 
 #[tokio::test]

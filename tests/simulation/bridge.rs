@@ -48,7 +48,7 @@ pub struct Bridge {
 struct NothingToReport;
 
 impl Reporter for NothingToReport {
-    fn info(&self, _: &[ServerName]) -> Bytes {
+    fn info(&self, _: &dtorrent::model::SinkName, _: &[ServerName]) -> Bytes {
         Bytes::from_static(b"{}")
     }
     fn health(&self) -> Bytes {
