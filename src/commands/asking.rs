@@ -186,10 +186,10 @@ impl Execution<'_> {
                 let asking = self.ask_to_add(add, self.command.is_started || request.may_be_done());
                 return vec![self.in_turn(permit, add.source.bytes() <= SMALL_BYTES_MAX, asking).await];
             }
-            let answers = self.parts.client.apply(&actions()).await;
+            let mut answers = self.parts.client.apply(&actions()).await;
             // Not held while another turn is waited for.
             drop(permit);
-            self.release_refused(requests, &answers).await;
+            self.release_refused(requests, &mut answers).await;
             answers
         };
         let judge = |(request, answer): (&&mut Request<'_>, Result<Applied, ClientError>)| match answer {
@@ -204,15 +204,18 @@ impl Execution<'_> {
 
     /// Lets torrents go on whose move the client has refused: they were held for it. A client that did not find the content
     /// at the new place has forgotten what it has, so it looks again.
-    async fn release_refused(&self, requests: &[&mut Request<'_>], answers: &[Result<Applied, ClientError>]) {
+    async fn release_refused(&self, requests: &[&mut Request<'_>], answers: &mut [Result<Applied, ClientError>]) {
         for (request, answer) in requests.iter().zip(answers) {
-            let (Action::Move(Move { hash, .. }), Err(error)) = (&request.action, answer) else { continue };
+            let (Action::Move(Move { hash, .. }), Err(error)) = (&request.action, &*answer) else { continue };
             if !matches!(error, ClientError::Precondition { .. } | ClientError::Fault { .. }) {
                 continue;
             }
             for step in [Action::Release(*hash), Action::Recheck(*hash)] {
                 if let Err(error) = self.insist(&step).await {
                     warn!(server = %self.parts.server, id = %self.command.id, %hash, %error, "torrent not as before");
+                    // Nobody knows how it is, so the command goes on with it behind its result.
+                    *answer = Err(ClientError::Timeout { limit: self.effect_timeout() });
+                    break;
                 }
             }
         }

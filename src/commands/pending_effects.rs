@@ -77,6 +77,8 @@ impl Pending {
         let may_follow_check = match kind {
             Kind::Paused => self.was_paused,
             Kind::Checking | Kind::Checked | Kind::ErrorCleared | Kind::Started | Kind::Resumed => true,
+            // Only the second listing without it shows that it is gone.
+            Kind::Removed => true,
             _ => false,
         };
         let may_be_new = self.left.as_ref().is_none_or(|left| left.is_unseen);
@@ -387,6 +389,23 @@ mod tests {
         let moved = polled.expect("three", Action::Move(Move::new(HASH, "/d")), Status::Seeding);
         polled.poll(Status::Seeding, Kind::Moved);
         drop(moved);
+        assert!(polled.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_no_poll_has_shown_yet_when_the_command_ends_is_of_the_command() {
+        let polled = Polled::default();
+        polled.poll(Status::Seeding, Kind::LabelChanged);
+        drop(polled.expect("one", Action::Stop(HASH), Status::Seeding));
+        assert_eq!(polled.poll(Status::Stopped, Kind::Stopped), Some("one".to_owned()));
+        assert_eq!(polled.poll(Status::Stopped, Kind::Stopped), None);
+        assert!(polled.is_empty());
+        // Two listings without it show that it is gone.
+        drop(polled.expect("two", Action::Delete(HASH), Status::Stopped));
+        assert_eq!(polled.poll(Status::Stopped, Kind::LabelChanged), None);
+        assert_eq!(polled.poll(Status::Stopped, Kind::Removed), Some("two".to_owned()));
+        tokio::time::advance(SETTLE_TIMEOUT).await;
+        polled.poll(Status::Stopped, Kind::LabelChanged);
         assert!(polled.is_empty());
     }
 

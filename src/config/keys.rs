@@ -315,7 +315,7 @@ static MQTT: Section = Section {
         key("password", F::Secret(""), D::None("\"sesame\""), "Password of that user."),
     ], &BROKER_TLS, &[
         key("client_id", F::Text("^.{1,200}$"), D::None("\"me-{role}\""),
-            "Client ids, where the broker restricts them; `{instance}` and `{role}` (events, commands, probe) are replaced."),
+            "Client ids, where the broker restricts them; `{instance}`, `{name}` and `{role}` (events, commands, probe) are replaced."),
         key("version", F::Choice(&names(&Version::NAMES)), D::Text("auto"),
             "Version of MQTT: `5`, `3.1.1`, or `auto` for 5 where the broker has it."),
     ], &BROKER, &[

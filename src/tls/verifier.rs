@@ -84,18 +84,20 @@ pub(super) struct Verifier {
 }
 
 impl Verifier {
-    fn is_known(&self, certificate: &CertificateDer<'_>) -> bool {
-        self.fingerprints.contains(&Fingerprint::of(certificate)) || self.known.contains(certificate)
+    /// Returns the public key of a certificate that the config names, which the library may not be able to read.
+    fn known_key(&self, certificate: &CertificateDer<'_>) -> Result<Option<SubjectPublicKeyInfoDer<'static>>, Error> {
+        let is_known = self.fingerprints.contains(&Fingerprint::of(certificate)) || self.known.contains(certificate);
+        is_known.then(|| public_key(certificate).ok_or(CertificateError::BadEncoding.into())).transpose()
     }
 
-    fn verify_signature(
+    /// The library verifies no signature of TLS 1.2 by a key alone.
+    fn verify_tls12_signature_with_key(
         &self,
         message: &[u8],
-        certificate: &CertificateDer<'_>,
+        key: &SubjectPublicKeyInfoDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let key = public_key(certificate).ok_or(CertificateError::BadEncoding)?;
-        let key = webpki::RawPublicKeyEntity::try_from(&key).map_err(|_| CertificateError::BadEncoding)?;
+        let key = webpki::RawPublicKeyEntity::try_from(key).map_err(|_| CertificateError::BadEncoding)?;
         let (_, algorithms) = (self.algorithms.mapping.iter().find(|(scheme, _)| *scheme == signed.scheme))
             .ok_or(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme)?;
         let is_signed = algorithms.iter().any(|it| key.verify_signature(*it, message, signed.signature()).is_ok());
@@ -145,8 +147,8 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        if self.is_known(certificate) {
-            return self.verify_signature(message, certificate, signed);
+        if let Some(key) = self.known_key(certificate)? {
+            return self.verify_tls12_signature_with_key(message, &key, signed);
         }
         rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.algorithms)
     }
@@ -157,8 +159,8 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        if self.is_known(certificate) {
-            return self.verify_signature(message, certificate, signed);
+        if let Some(key) = self.known_key(certificate)? {
+            return rustls::crypto::verify_tls13_signature_with_raw_key(message, &key, signed, &self.algorithms);
         }
         rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.algorithms)
     }

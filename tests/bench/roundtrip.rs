@@ -17,21 +17,23 @@ use crate::programs::{Bridge, Config};
 use crate::rtorrents::{RtorrentPair, programs};
 use crate::table::{Line, Measured, median, millis};
 
-/// Number of torrents on the server, and of those paused one by one, each way.
-const ROUNDS: [(usize, usize); 2] = [(60, 30), (5_000, 100)];
+/// Number of torrents on the server, of those paused one by one, each way, and whether mosquitto sends small packets at once,
+/// which it does not as it comes.
+const ROUNDS: [(usize, usize, bool); 3] = [(60, 30, false), (60, 30, true), (5_000, 100, true)];
 
 pub async fn run() -> anyhow::Result<Vec<Line>> {
     programs()?;
     let mut lines = Vec::new();
-    for (count, samples) in ROUNDS {
-        lines.extend(round(count, samples).await?);
+    for (count, samples, is_eager) in ROUNDS {
+        lines.extend(round(count, samples, is_eager).await?);
     }
     Ok(lines)
 }
 
-async fn round(count: usize, samples: usize) -> anyhow::Result<Vec<Line>> {
+async fn round(count: usize, samples: usize, is_eager: bool) -> anyhow::Result<Vec<Line>> {
     let folder = tempfile::tempdir_in(".")?;
-    let options = mosquitto::Options { lines: vec!["log_dest none".to_owned()], ..mosquitto::Options::default() };
+    let lines = vec!["log_dest none".to_owned(), format!("set_tcp_nodelay {is_eager}")];
+    let options = mosquitto::Options { lines, ..mosquitto::Options::default() };
     let broker = Mosquitto::start(&folder.path().join("broker"), &options).await?;
     let pair = RtorrentPair::start(folder.path(), count, 0).await?;
     let home = &pair.home;
@@ -56,7 +58,8 @@ async fn round(count: usize, samples: usize) -> anyhow::Result<Vec<Line>> {
         whole.push(began.elapsed());
         ensure!(result["status"] == "ok", "{result}");
     }
-    let mut lines = vec![line(format!("`pause` to its result, one of {count}"), whole, raw)];
+    let broker_is = if is_eager { "" } else { ", mosquitto as it comes" };
+    let mut lines = vec![line(format!("`pause` to its result, one of {count}{broker_is}"), whole, raw)];
     let rest: Vec<InfoHash> = hashes.iter().skip(2 * samples).copied().collect();
     if !rest.is_empty() {
         // Half of the torrents each way.

@@ -6,7 +6,7 @@ use dtorrent_peers::InfoHash;
 use serde_json::{Value, json};
 
 use crate::bare_moves::load_large;
-use crate::harness::recorder::{Message, events_in};
+use crate::harness::recorder::{Command, Message, events_in};
 use crate::harness::{Setup, World, can_run};
 
 /// Longer than rTorrent reads a sparse file of 4 GiB.
@@ -80,4 +80,38 @@ async fn what_a_long_check_does_not_find_is_missed_because_of_its_command() {
     assert_of_command(&events);
     let kinds: Vec<&str> = events.iter().map(|(kind, ..)| kind.as_str()).collect();
     assert_eq!(kinds, ["checking", "checked", "unfinished", "stopped", "error"]);
+}
+
+#[tokio::test]
+async fn a_paused_torrent_that_is_moved_while_it_is_checked_is_paused_at_its_new_place() {
+    if !can_run() {
+        return;
+    }
+    let mut world = World::new(Setup::default()).await;
+    let hash = load_large(&world).await;
+    world.start_bridge().await;
+    world.home.act(hash, "d.pause", &[]).await.unwrap();
+    world.recorder.event("home", "paused", hash).await;
+    let new = world.home.downloads.join("new");
+    let command = async |verb: &str, body: Value| {
+        let id = format!("a {verb}");
+        let mut body = body;
+        body["id"] = json!(id);
+        let topic = format!("dtorrent/home/torrent/{hash}/command/{verb}");
+        world.recorder.send(Command::new(&topic, body.to_string())).await;
+        id
+    };
+    let checked = command("recheck", json!({})).await;
+    assert_eq!(world.recorder.result(&checked).await["status"], "ok");
+    let moved = command("move", json!({"directory": new, "data": true, "ttl": "100s"})).await;
+    let result = world.recorder.result_within(PATIENCE, &moved).await;
+    assert_eq!(result["status"], "ok", "{result}");
+    assert!(new.join("large").is_file());
+    world.home.wait_for(hash, "d.is_active", "0").await.unwrap();
+    // No poll has it run or stopped from then on.
+    for _ in 0..3 {
+        world.recorder.command("home/command/list", json!({})).await;
+        assert_eq!(world.home.get(hash, "d.state").await.unwrap(), "1");
+        assert_eq!(world.home.get(hash, "d.is_active").await.unwrap(), "0");
+    }
 }

@@ -27,8 +27,8 @@ impl Role {
     }
 }
 
-/// The client ids of a config, for brokers that restrict them: a text in which `{instance}` and `{role}` stand for the
-/// instance and for `events`, `commands` or `probe`.
+/// The client ids of a config, for brokers that restrict them: a text in which `{instance}`, `{name}` and `{role}` stand for
+/// the instance, the broker's name in the config, and `events`, `commands` or `probe`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientIdTemplate(String);
 
@@ -38,21 +38,23 @@ impl ClientIdTemplate {
     /// # Errors
     /// It is empty, too long, or has another placeholder or a control character.
     pub fn parse(text: &str) -> Result<Self, InvalidText> {
-        let rest = text.replace("{instance}", "").replace("{role}", "");
+        let rest =
+            ["{instance}", "{name}", "{role}"].iter().fold(text.to_owned(), |rest, place| rest.replace(place, ""));
         if text.is_empty() || text.len() > BYTES_MAX {
             return Err(invalid(format!("a client id has 1 to {BYTES_MAX} bytes")));
         }
         if rest.contains(['{', '}']) || rest.chars().any(char::is_control) {
             return Err(invalid(
-                "in a client id only {instance} and {role} are replaced, and control characters do not belong there",
+                "in a client id only {instance}, {name} and {role} are replaced, and control characters do not belong there",
             ));
         }
         Ok(Self(text.to_owned()))
     }
 
-    fn client_id(&self, instance: &str, role: Role) -> String {
+    fn client_id(&self, instance: &str, sink: &SinkName, role: Role) -> String {
         let has_role = self.0.contains("{role}");
-        let text = self.0.replace("{instance}", instance).replace("{role}", role.as_str());
+        let text =
+            self.0.replace("{instance}", instance).replace("{name}", sink.as_str()).replace("{role}", role.as_str());
         match role {
             Role::Events => text,
             _ if has_role => text,
@@ -65,7 +67,7 @@ impl ClientIdTemplate {
 /// Returns the client id of a connection.
 pub(super) fn client_id(template: Option<&ClientIdTemplate>, instance: &str, sink: &SinkName, role: Role) -> String {
     match (template, role) {
-        (Some(template), _) => template.client_id(instance, role),
+        (Some(template), _) => template.client_id(instance, sink, role),
         (None, Role::Events) => format!("dtorrent-{instance}-{sink}"),
         (None, Role::Commands) => format!("dtorrent-{instance}-{sink}-commands"),
         // Random, because `check` may ask while a bridge that runs does.
@@ -85,7 +87,7 @@ mod tests {
             [Role::Events, Role::Commands, Role::Probe].map(|role| client_id(Some(&template), "main", &sink, role))
         };
         assert_eq!(ids("me"), ["me", "me-commands", "me-probe"]);
-        assert_eq!(ids("{role}:{instance}"), ["events:main", "commands:main", "probe:main"]);
+        assert_eq!(ids("{role}:{instance}.{name}"), ["events:main.b", "commands:main.b", "probe:main.b"]);
         assert_eq!(client_id(None, "main", &sink, Role::Events), "dtorrent-main-b");
         let probe = || client_id(None, "main", &sink, Role::Probe);
         assert_ne!(probe(), probe());

@@ -122,16 +122,17 @@ pub(super) async fn pause_after_check(access: &Access<'_>, listing: &Listing) {
             continue;
         }
         // It went on by itself when the check was over; one that was stopped meanwhile stays so.
-        let is_active = observed.is_some_and(|observed| observed.torrent.active);
-        if is_active && !access.client.state().actions.announces.try_announce(hash, Instant::now()) {
-            continue;
-        }
-        match access.call_torrent(hash, &pause_again(hash, is_active)).await {
-            Ok(_) | Err(ClientError::UnknownHash(_)) => {}
-            Err(error) => {
-                let server = &access.client.settings.server;
-                tracing::warn!(%server, %hash, %error, "pause after re-check failed");
-                return;
+        if observed.is_some_and(|observed| observed.torrent.active) {
+            if !access.client.state().actions.announces.try_announce(hash, Instant::now()) {
+                continue;
+            }
+            match access.call_torrent(hash, &pause_again(hash)).await {
+                Ok(_) | Err(ClientError::UnknownHash(_)) => {}
+                Err(error) => {
+                    let server = &access.client.settings.server;
+                    tracing::warn!(%server, %hash, %error, "pause after re-check failed");
+                    return;
+                }
             }
         }
         access.client.state().actions.pause_after_check.remove(&hash);

@@ -130,7 +130,9 @@ impl<'a> SingleAction<'a> {
             let may_pause =
                 || !row.is_active || self.client.state().actions.announces.try_announce(self.hash, Instant::now());
             if !row.is_checking() && may_pause() {
-                access.call_torrent(self.hash, &pause_again(self.hash, row.is_active)).await?;
+                if row.is_active {
+                    access.call_torrent(self.hash, &pause_again(self.hash)).await?;
+                }
                 self.client.state().actions.pause_after_check.remove(&self.hash);
                 return Ok(());
             }
@@ -187,8 +189,10 @@ impl<'a> SingleAction<'a> {
             return Ok(Applied::Seen);
         }
         let TorrentRow { state, is_active, is_open, .. } = current.row;
+        let is_to_be_paused = self.client.state().actions.pause_after_check.contains(&self.hash);
         let was = match (state, is_active, is_open) {
             (false, false, _) => "stopped",
+            _ if is_to_be_paused => "paused",
             // A torrent that is closed or waits runs again after a start.
             (true, false, true) => "paused",
             _ => "running",
@@ -203,6 +207,8 @@ impl<'a> SingleAction<'a> {
         all.extend(calls);
         all.push(Call::column(self.hash, "d.is_open", None));
         let values = current.access.call_torrent(self.hash, &all).await?;
+        // It is paused when it goes on, and not by the next poll.
+        self.client.state().actions.pause_after_check.remove(&self.hash);
         match values.last().and_then(Value::int) {
             // Only a closed torrent lets its files be touched, so this is read back.
             Some(0) => Ok(Applied::Seen),
@@ -216,8 +222,9 @@ impl<'a> SingleAction<'a> {
     /// in the new directory as it was, it gets its old one back, and stays held.
     pub(super) async fn relocate(&self, Move { directory, recheck, must_find, .. }: &Move) -> Outcome {
         check_directory(directory)?;
-        let CurrentTorrent { access, row, .. } = self.read().await?;
-        let places = self.places(&access).await?;
+        let current = self.read().await?;
+        let places = self.places(&current).await?;
+        let CurrentTorrent { access, row, .. } = current;
         drop(access);
         if places.is_moved(directory, &row.fixed.name) {
             return self.release().await;
@@ -232,8 +239,9 @@ impl<'a> SingleAction<'a> {
         if !was_let_go {
             self.hold().await?;
         }
-        let CurrentTorrent { access, .. } = self.read().await?;
-        let Places { at, home, was, .. } = self.places(&access).await?;
+        let current = self.read().await?;
+        let Places { at, home, was, .. } = self.places(&current).await?;
+        let CurrentTorrent { access, .. } = current;
         // An earlier attempt may have set the directory.
         let home = if is_at_or_below(&at, directory) && !home.is_empty() { &home } else { &at };
         let was = was.as_str();
@@ -269,7 +277,7 @@ impl<'a> SingleAction<'a> {
         }
     }
 
-    async fn places(&self, access: &Access<'_>) -> Result<Places, ClientError> {
+    async fn places(&self, CurrentTorrent { access, row, .. }: &CurrentTorrent<'_>) -> Result<Places, ClientError> {
         let calls = [
             Call::column(self.hash, "d.directory_base", None),
             Call::column(self.hash, "d.is_multi_file", None),
@@ -279,7 +287,10 @@ impl<'a> SingleAction<'a> {
         let values = access.call_torrent(self.hash, &calls).await?;
         let text = |place: usize| values.get(place).and_then(Value::str).unwrap_or_default().to_owned();
         let is_folder = values.get(1).and_then(Value::int) == Some(1);
-        Ok(Places { at: text(0), is_folder, home: text(2), was: text(3) })
+        // One that was stopped since is not to be paused any more.
+        let was = text(3);
+        let was = if was == PAUSING && !row.state { String::new() } else { was };
+        Ok(Places { at: text(0), is_folder, home: text(2), was })
     }
 
     async fn set_directory(&self, access: &Access<'_>, home: &str, directory: &str) -> Result<(), ClientError> {
@@ -402,14 +413,16 @@ impl<'a> SingleAction<'a> {
             // The error of a torrent that did not find its content there.
             self.call("d.message.set").text(""),
         ];
-        self.read().await?.access.call_torrent(self.hash, &calls).await.map(drop)
+        self.read().await?.access.call_torrent(self.hash, &calls).await?;
+        self.client.state().actions.pause_after_check.remove(&self.hash);
+        Ok(())
     }
 
     /// Lets the torrent go on as it was when it was held; does nothing for one that is not held.
     pub(super) async fn release(&self) -> Outcome {
-        let CurrentTorrent { access, .. } = self.read().await?;
-        let Places { home, was, .. } = self.places(&access).await?;
-        drop(access);
+        let current = self.read().await?;
+        let Places { home, was, .. } = self.places(&current).await?;
+        drop(current);
         if was.is_empty() && home.is_empty() {
             return Ok(Applied::Seen);
         }
@@ -512,11 +525,10 @@ pub(in super::super) fn held_state(hash: InfoHash) -> Call {
     Call::column(hash, "d.custom", Some(HELD_KEY))
 }
 
-/// The calls that have a torrent as it was before a check or a hold, which rTorrent has made run if `is_active`.
-pub(super) fn pause_again(hash: InfoHash, is_active: bool) -> Vec<Call> {
-    let pause = is_active.then(|| Call::on(hash, "d.pause"));
+/// The calls that pause a torrent that was paused before a check or a hold, and that rTorrent has made run.
+pub(super) fn pause_again(hash: InfoHash) -> [Call; 3] {
     let forget = Call::on(hash, "d.custom.set").text(HELD_KEY).text("");
-    pause.into_iter().chain([forget, Call::on(hash, "d.save_full_session")]).collect()
+    [Call::on(hash, "d.pause"), forget, Call::on(hash, "d.save_full_session")]
 }
 
 /// Parses the answer to [`held_state`]; `None` for a torrent that is not held.
