@@ -210,13 +210,13 @@ impl Execution<'_> {
             if !matches!(error, ClientError::Precondition { .. } | ClientError::Fault { .. }) {
                 continue;
             }
-            for step in [Action::Release(*hash), Action::Recheck(*hash)] {
-                if let Err(error) = self.insist(&step).await {
-                    warn!(server = %self.parts.server, id = %self.command.id, %hash, %error, "torrent not as before");
-                    // Nobody knows how it is, so the command goes on with it behind its result.
-                    *answer = Err(ClientError::Timeout { limit: self.effect_timeout() });
-                    break;
-                }
+            let (server, id) = (&self.parts.server, &self.command.id);
+            if let Err(error) = self.insist(&Action::Release(*hash)).await {
+                warn!(%server, %id, %hash, %error, "torrent stays stopped");
+                // Nobody knows how it is, so the command goes on with it behind its result.
+                *answer = Err(ClientError::Timeout { limit: self.effect_timeout() });
+            } else if let Err(error) = self.insist(&Action::Recheck(*hash)).await {
+                warn!(%server, %id, %hash, %error, "torrent not checked");
             }
         }
     }
