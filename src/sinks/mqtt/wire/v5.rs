@@ -113,7 +113,11 @@ pub(super) fn decode(input: &mut BytesMut, bytes_max: u32) -> Result<Option<Inco
     Ok(Some(match packet {
         Packet::ConnAck(connack) => match connack.code {
             ConnectReturnCode::Success => Incoming::ConnAck(granted(&connack)),
-            code => return Err(refused(code)),
+            code => {
+                let ConnectionError { kind, reason } = refused(code);
+                let properties = connack.properties.map(|it| (it.reason_string, it.server_reference));
+                return Err(ConnectionError::new(kind, reason + &words(properties)));
+            }
         },
         Packet::PubAck(ack) => Incoming::PubAck(ack.pkid, puback(ack.reason)),
         Packet::SubAck(ack) => Incoming::SubAck(ack.pkid, ack.return_codes.iter().map(refusal).collect()),
@@ -206,8 +210,7 @@ fn refused(code: ConnectReturnCode) -> ConnectionError {
 
 fn hung_up(Disconnect { reason_code, properties }: Disconnect) -> ConnectionError {
     use DisconnectReasonCode as Reason;
-    let said = properties.and_then(|properties| properties.reason_string);
-    let said = said.map(|text| format!(" ({text})")).unwrap_or_default();
+    let said = words(properties.map(|it| (it.reason_string, it.server_reference)));
     let reason = format!("the broker hung up: {reason_code:?}{said}");
     match reason_code {
         // Compared by the namesake suspicion: another bridge may have our client id.
@@ -216,6 +219,14 @@ fn hung_up(Disconnect { reason_code, properties }: Disconnect) -> ConnectionErro
         Reason::QuotaExceeded | Reason::MessageRateTooHigh => ConnectionError::new(ErrorKind::Quota, reason),
         _ => ConnectionError::other(reason),
     }
+}
+
+/// Returns what a broker adds to a refusal: its Reason String, and its Server Reference, which is not followed.
+fn words(properties: Option<(Option<String>, Option<String>)>) -> String {
+    let (reason, reference) = properties.unwrap_or_default();
+    let reason = reason.map(|text| format!(" ({text})")).unwrap_or_default();
+    let reference = reference.map(|server| format!("; it refers to another server, to be written in `url`: {server}"));
+    reason + &reference.unwrap_or_default()
 }
 
 fn sent_too_large() -> ConnectionError {
@@ -232,6 +243,20 @@ fn qos(qos: Qos) -> QoS {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_broker_adds_to_a_refusal_is_shown() {
+        let decoded = |bytes: &[u8]| decode(&mut BytesMut::from(bytes), PACKET_BYTES_MAX).unwrap_err().reason;
+        let connack = [&[0x20, 20, 0, 0x9D, 17, 0x1F, 0, 4][..], b"full", &[0x1C, 0, 7], b"b:1883 "].concat();
+        let reason = decoded(&connack);
+        assert!(
+            reason.contains("ServerMoved (full); it refers to another server, to be written in `url`: b:1883"),
+            "{reason}"
+        );
+        let disconnect = [&[0xE0, 12, 0x9C, 10, 0x1C, 0, 7][..], b"b:1883 "].concat();
+        let reason = decoded(&disconnect);
+        assert!(reason.contains("UseAnotherServer; it refers") && reason.contains("b:1883"), "{reason}");
+    }
 
     #[test]
     fn a_disconnect_without_properties_or_reason_is_read() {
