@@ -41,7 +41,7 @@ impl Kind {
     }
 }
 
-/// What is sent and not resolved.
+/// Deliveries that were sent and are not resolved.
 #[derive(Clone, Copy, Default)]
 struct InFlight {
     count: usize,

@@ -259,7 +259,7 @@ async fn a_paused_torrent_whose_move_was_killed_is_paused_again_when_the_next_ru
         // It is held, nothing else is done, and a bare move has to be undone and done as well.
         ("d.close", Fault::SwallowAnswer, true),
         ("d.close", Fault::SwallowAnswer, false),
-        // The client was told the new directory, and does not run there yet.
+        // The client has the new directory, and does not run there yet.
         ("d.start", Fault::SwallowRequest, true),
         ("d.start", Fault::SwallowRequest, false),
     ];

@@ -6,7 +6,7 @@ use crate::sinks::invalid::{InvalidText, invalid};
 /// Most bytes of a template. Brokers take some hundred, and MQTT 3.1.1 promises 23 only.
 const BYTES_MAX: usize = 200;
 
-/// What a connection is for.
+/// Purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Delivers events and states.
@@ -36,7 +36,7 @@ impl ClientIdTemplate {
     /// Reads a template.
     ///
     /// # Errors
-    /// It is empty, too long, or has another placeholder or a control character.
+    /// The text is empty, too long, or has another placeholder or a control character.
     pub fn parse(text: &str) -> Result<Self, InvalidText> {
         let rest =
             ["{instance}", "{name}", "{role}"].iter().fold(text.to_owned(), |rest, place| rest.replace(place, ""));

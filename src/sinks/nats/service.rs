@@ -74,12 +74,12 @@ struct Session {
     next_step: NextStep,
 }
 
-/// What is done next about subscriptions that may be refused.
+/// Next step for subscriptions that may be refused.
 #[derive(Clone, Copy)]
 enum NextStep {
-    /// What is refused is known by then.
+    /// Report what is refused, which is known by then.
     Report(Instant),
-    /// What is refused is subscribed to again.
+    /// Subscribe again to what is refused.
     Subscribe(Instant),
     Nothing,
 }
